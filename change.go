@@ -1,0 +1,61 @@
+package imprint
+
+import "time"
+
+// Change is what one move writes besides the instance's record: all of it in
+// the same transaction as the record, or none of it.
+type Change struct {
+	// Events are appended to the timeline; the store fills in Instance, Seq,
+	// Generation and, where it is zero, At.
+	Events []Event
+	// BindKey claims a public key for this instance and generation. The store
+	// refuses the whole change with kind [Exists] if the key belongs to another
+	// instance or generation already.
+	BindKey KeyID
+	// Revoke adds entries to the tenant's revocation list.
+	Revoke []Revocation
+	// WakeAt asks the store to report the instance as due at about that time;
+	// zero cancels an earlier request. It is a reminder: what is decided then
+	// depends on the record, not on the reminder having come.
+	WakeAt time.Time
+	// Keep leaves the record unwritten: nothing changed.
+	Keep bool
+}
+
+// ReportKind names what a [Report] says.
+type ReportKind string
+
+// The reports.
+const (
+	ReportDelivered ReportKind = "delivered" // the payload was read; Data is the payload
+	ReportConfirmed ReportKind = "confirmed" // Data is a signature over [ConfirmationMessage], or Serial is set
+	ReportReady     ReportKind = "ready"     // the machine has all it needs; the enrolment closes
+	ReportRead      ReportKind = "read"      // a private or secret value was read; Name is the parameter
+	ReportPassword  ReportKind = "password"  // Data is a password, encrypted to the operator
+	ReportRefused   ReportKind = "refused"   // a carrier turned a request down; Name is the reason
+)
+
+// Report is what comes up a live channel.
+type Report struct {
+	Instance   InstanceID
+	Generation Generation
+	Channel    ChannelKind
+	Kind       ReportKind
+	Name       string
+	Data       []byte
+	// Serial is the certificate with which the guest authenticated, on channels
+	// that have mutual TLS; "" elsewhere.
+	Serial Serial
+	// Witness is the host whose own channel brought the report; "" over TLS.
+	Witness HostName
+}
+
+// Identity is whom a certificate names.
+type Identity struct {
+	Tenant     TenantName
+	Instance   InstanceID
+	Generation Generation
+	Tier       Tier
+	Serial     Serial
+	Key        KeyID
+}

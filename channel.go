@@ -1,0 +1,104 @@
+package imprint
+
+// ChannelKind names a way between host and guest.
+type ChannelKind string
+
+// The channels that imprint knows. Adding one means adding a row to the table
+// below; nothing else asks which kind a channel is in order to decide who may read it.
+const (
+	VirtioSerial ChannelKind = "virtio-serial" // a named virtio-serial port
+	Serial2      ChannelKind = "serial"        // the second serial port: ttyS1, COM2
+	NetworkEST   ChannelKind = "est"           // the check-in endpoint: RFC 7030 over TLS
+	File         ChannelKind = "file"          // a payload that the operator carried by hand
+)
+
+// Readers is a set of parties who can read what travels over a channel.
+type Readers uint8
+
+// The parties. The host that serves the channel always reads it and is trusted
+// with it, so it is not listed.
+const (
+	GuestProcesses Readers = 1 << iota // any process in the guest, privileged or not
+	GuestRoot                          // the guest's administrator
+	PlatformAdmins                     // whoever may look at the platform's configuration or consoles
+	Neighbours                         // other machines on the same network
+	KeyHolder                          // the holder of the enrolled key
+)
+
+// Within reports whether every reader in r is also in audience.
+func (r Readers) Within(audience Readers) bool { return r&^audience == 0 }
+
+// Channel describes a [ChannelKind].
+type Channel struct {
+	Kind              ChannelKind
+	Live              bool    // answers requests, as against one-shot media
+	Capacity          int     // bytes that one value may have; 0 is unlimited
+	Readers           Readers // who can read what the host sends
+	HostAuthenticated bool    // the guest can be sure that its own host speaks
+	Upward            bool    // the guest can report
+	Revocable         bool    // what was offered can be taken away again
+}
+
+var channels = [...]Channel{
+	// The host names the port and the platform keeps firmware, kernel and getty off it.
+	{VirtioSerial, true, 12 << 10, GuestRoot, true, true, true},
+	// The device node is root:dialout 0660; dialout is counted as root (docs/security.md).
+	{Serial2, true, 12 << 10, GuestRoot, true, true, true},
+	// TLS with the enrolled key at both ends of everything but the enrolment itself.
+	{NetworkEST, true, 0, KeyHolder, true, true, true},
+	// Whoever administers the platform sees what was put on a file or volume.
+	{File, false, 0, GuestRoot | PlatformAdmins, false, false, false},
+}
+
+// ChannelOf returns the description of kind; ok is false if it is unknown.
+func ChannelOf(kind ChannelKind) (c Channel, ok bool) {
+	for _, c := range channels {
+		if c.Kind == kind {
+			return c, true
+		}
+	}
+	return Channel{}, false
+}
+
+// Channels returns the descriptions of all known channels.
+func Channels() []Channel { return append([]Channel(nil), channels[:]...) }
+
+// Private reports whether c is a two-way channel that nobody but the host and
+// the guest's root can use, so that the host can vouch for what comes up it.
+func (c Channel) Private() bool {
+	return c.Live && c.Upward && c.HostAuthenticated && c.Readers.Within(GuestRoot)
+}
+
+// Visibility says who may read a parameter.
+type Visibility string
+
+// The visibilities.
+const (
+	// Public values are stored, shown and logged; any process in the guest may read them.
+	Public Visibility = "public"
+	// Private values are stored sealed, never shown or logged; root in the guest may read them.
+	Private Visibility = "private"
+	// SecretOnly values are never written to a disk by imprint; only the holder
+	// of the enrolled key may read them, and a reinstall needs them given again.
+	SecretOnly Visibility = "secret"
+)
+
+// Audience returns who may read a value of visibility v; nobody if v is unknown.
+func (v Visibility) Audience() Readers {
+	switch v {
+	case Public:
+		return GuestProcesses | GuestRoot | PlatformAdmins | Neighbours | KeyHolder
+	case Private:
+		return GuestRoot | KeyHolder
+	case SecretOnly:
+		return KeyHolder
+	}
+	return 0
+}
+
+// MayTravel is the audience rule: a value of visibility v may be sent to
+// readers only if all of them belong to its audience. A value that is sealed to
+// the enrolled key has the readers [KeyHolder], whatever carries it.
+func MayTravel(v Visibility, readers Readers) bool {
+	return readers != 0 && readers.Within(v.Audience())
+}

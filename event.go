@@ -1,0 +1,43 @@
+package imprint
+
+import "time"
+
+// MaxEvents is how many events of an instance's timeline are kept; the oldest
+// go first. The complete record of issuance is the log beside the CA.
+const MaxEvents = 256
+
+// EventKind names what happened.
+type EventKind string
+
+// The events of a timeline.
+const (
+	EventReserved  EventKind = "reserved"
+	EventDelivered EventKind = "delivered"
+	EventClaimed   EventKind = "claimed"
+	EventWaiting   EventKind = "waiting" // for approval
+	EventApproved  EventKind = "approved"
+	EventIssued    EventKind = "issued"
+	EventConfirmed EventKind = "confirmed"
+	EventRead      EventKind = "read" // a private or secret value was read
+	EventClosed    EventKind = "closed"
+	EventRenewed   EventKind = "renewed"
+	EventRefused   EventKind = "refused" // a request was turned down
+	EventContested EventKind = "contested"
+	EventRevoked   EventKind = "revoked"
+	EventExpired   EventKind = "expired"
+	EventReborn    EventKind = "reborn"
+	EventToken     EventKind = "token" // a one-time token was handed out
+	EventMessage   EventKind = "message"
+	EventChanged   EventKind = "changed" // the operator changed the spec
+)
+
+// Event is one line of an instance's timeline. It never holds a private value.
+type Event struct {
+	Instance   InstanceID        `json:"instance"`
+	Seq        uint64            `json:"seq"` // from 1, without gaps
+	Generation Generation        `json:"generation"`
+	At         time.Time         `json:"at"`
+	Kind       EventKind         `json:"kind"`
+	Channel    ChannelKind       `json:"channel,omitempty"`
+	Detail     map[string]string `json:"detail,omitempty"`
+}

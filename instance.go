@@ -1,0 +1,122 @@
+package imprint
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Limits on a spec.
+const (
+	MaxNames        = 32       // DNS names, and separately IP addresses, in one certificate
+	MaxSSHKeys      = 32       // keys
+	MaxSSHKeyLen    = 8 << 10  // bytes of one authorized_keys line
+	MaxMetadata     = 128      // entries
+	MaxMetadataLen  = 4 << 10  // bytes of one value
+	MaxUserData     = 64 << 10 // bytes of user data, and separately of vendor data
+	MaxParams       = 128      // parameters
+	MaxParamLen     = 64 << 10 // bytes of one parameter's value
+	MaxParamNameLen = 128      // bytes of one parameter's name
+)
+
+// Tenant owns instances and names.
+type Tenant struct {
+	Name TenantName `json:"name"`
+	// Domains are the DNS suffixes and Networks the address ranges that the
+	// tenant's certificates may name; the issuing CA is constrained to them.
+	Domains  []string       `json:"domains"`
+	Networks []netip.Prefix `json:"networks,omitempty"`
+	// CheckIn is the host name under which the check-in endpoint serves this tenant.
+	CheckIn string `json:"checkIn,omitempty"`
+}
+
+// Instance is one machine.
+type Instance struct {
+	ID         InstanceID `json:"id"`
+	Spec       Spec       `json:"spec"`
+	Generation Generation `json:"generation"`
+	Enrolment  Enrolment  `json:"enrolment"`
+	Created    time.Time  `json:"created"`
+	Updated    time.Time  `json:"updated"`
+	// Events counts the events ever recorded for this instance.
+	Events uint64 `json:"events"`
+	// Revision is the store's revision of this record, for compare-and-swap; it
+	// is not part of the record itself.
+	Revision int64 `json:"-"`
+}
+
+// Ref names the instance for people: "name", or "tenant/name" outside the default tenant.
+func (i *Instance) Ref() string {
+	if i.Spec.Tenant == DefaultTenant {
+		return string(i.Spec.Name)
+	}
+	return string(i.Spec.Tenant) + "/" + string(i.Spec.Name)
+}
+
+// Spec is what the operator declares about an instance.
+type Spec struct {
+	Name       InstanceName      `json:"name"`
+	Tenant     TenantName        `json:"tenant"`
+	Host       HostName          `json:"host,omitempty"`
+	DNSNames   []string          `json:"dnsNames,omitempty"`
+	IPs        []netip.Addr      `json:"ips,omitempty"`
+	SSHKeys    []string          `json:"sshKeys,omitempty"`
+	Network    *Network          `json:"network,omitempty"`
+	Metadata   map[string]string `json:"metadata,omitempty"`
+	UserData   string            `json:"userData,omitempty"`
+	VendorData string            `json:"vendorData,omitempty"`
+	Params     []Param           `json:"params,omitempty"`
+	Channels   []ChannelKind     `json:"channels,omitempty"`
+	Policy     Policy            `json:"policy"`
+	// Image and Personalization are references for the installer.
+	Image           string `json:"image,omitempty"`
+	Personalization string `json:"personalization,omitempty"`
+}
+
+// Param is a named value. Only a public one carries its value here; private
+// values are kept sealed beside the record and secret ones in memory only.
+type Param struct {
+	Name       string     `json:"name"`
+	Visibility Visibility `json:"visibility"`
+	Value      string     `json:"value,omitempty"` // public only
+}
+
+// Policy says how an instance may enrol.
+type Policy struct {
+	// Profile names the certificate profile; "" is "machine".
+	Profile string `json:"profile,omitempty"`
+	// Lifetime of a certificate; 0 is the profile's default.
+	Lifetime Duration `json:"lifetime,omitempty"`
+	// Approval asks for an operator's consent before the first certificate.
+	Approval bool `json:"approval,omitempty"`
+	// Window is how long after its reservation a generation may be claimed; 0 is no limit.
+	Window Duration `json:"window,omitempty"`
+}
+
+// Network is the subset of netplan's version 2 that imprint renders for every
+// guest: ethernets with addresses, routes, name servers and DHCP.
+type Network struct {
+	Ethernets map[string]Ethernet `json:"ethernets,omitempty"`
+}
+
+// Ethernet configures one interface, found by MAC address if given, else by its name.
+type Ethernet struct {
+	MAC         string         `json:"macaddress,omitempty"`
+	Addresses   []netip.Prefix `json:"addresses,omitempty"`
+	DHCP4       bool           `json:"dhcp4,omitempty"`
+	DHCP6       bool           `json:"dhcp6,omitempty"`
+	MTU         int            `json:"mtu,omitempty"`
+	Routes      []Route        `json:"routes,omitempty"`
+	Nameservers Nameservers    `json:"nameservers,omitzero"`
+}
+
+// Route is one static route; To is a prefix or "default".
+type Route struct {
+	To  string     `json:"to"`
+	Via netip.Addr `json:"via"`
+}
+
+// Nameservers lists resolvers and search domains.
+type Nameservers struct {
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	Search    []string     `json:"search,omitempty"`
+}
