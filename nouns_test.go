@@ -1,0 +1,258 @@
+package imprint_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"imprint"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// The audience rule, spelled out for every visibility and channel: a row that
+// changes here changes who can read what.
+func TestAudienceRule(t *testing.T) {
+	tests := []struct {
+		channel                 imprint.ChannelKind
+		public, private, secret bool
+	}{
+		{imprint.VirtioSerial, true, true, false},
+		{imprint.Serial2, true, true, false},
+		{imprint.NetworkEST, true, true, true},
+		{imprint.File, true, false, false},
+	}
+	if len(tests) != len(imprint.Channels()) {
+		t.Fatalf("%d channels exist, %d are tested", len(imprint.Channels()), len(tests))
+	}
+	for _, tt := range tests {
+		c, ok := imprint.ChannelOf(tt.channel)
+		if !ok {
+			t.Fatalf("channel %s is unknown", tt.channel)
+		}
+		for v, want := range map[imprint.Visibility]bool{
+			imprint.Public: tt.public, imprint.Private: tt.private, imprint.SecretOnly: tt.secret,
+			"": false, "Public": false,
+		} {
+			if got := imprint.MayTravel(v, c.Readers); got != want {
+				t.Errorf("a %q value over %s: %v, want %v", v, tt.channel, got, want)
+			}
+		}
+	}
+	// What is sealed to the enrolled key may go anywhere; an unknown set of readers nowhere.
+	for _, v := range []imprint.Visibility{imprint.Public, imprint.Private, imprint.SecretOnly} {
+		if !imprint.MayTravel(v, imprint.KeyHolder) {
+			t.Errorf("a sealed %s value may not travel", v)
+		}
+		if imprint.MayTravel(v, 0) {
+			t.Errorf("a %s value travels to unknown readers", v)
+		}
+	}
+}
+
+func TestOnlyTwoWayChannelsOfTheHostArePrivate(t *testing.T) {
+	for _, c := range imprint.Channels() {
+		want := c.Kind == imprint.VirtioSerial || c.Kind == imprint.Serial2
+		if c.Private() != want {
+			t.Errorf("%s: Private = %v", c.Kind, c.Private())
+		}
+	}
+}
+
+func TestSecretsShowNothing(t *testing.T) {
+	const canary = "c4nary"
+	type holder struct{ Password imprint.Secret }
+	s := imprint.NewSecret([]byte(canary))
+	var logged bytes.Buffer
+	slog.New(slog.NewJSONHandler(&logged, nil)).Info("x", "secret", s, "holder", holder{s})
+	marshalled, err := json.Marshal(holder{s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := []string{logged.String(), string(marshalled), s.String(), fmt.Sprint(errors.Join(fmt.Errorf("got %v", s)))}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
+		shown = append(shown, fmt.Sprintf(verb, s), fmt.Sprintf(verb, holder{s}), fmt.Sprintf(verb, &holder{s}))
+	}
+	for _, out := range shown {
+		if strings.Contains(out, canary) || strings.Contains(strings.ToLower(out), fmt.Sprintf("%x", canary)) || strings.Contains(out, "99 52 110") {
+			t.Errorf("shows the secret: %s", out)
+		}
+	}
+	if !s.Equal(imprint.NewSecret([]byte(canary))) || s.Equal(imprint.NewSecret([]byte("c4narz"))) || s.Equal(imprint.Secret{}) {
+		t.Error("Equal is wrong")
+	}
+}
+
+func samplePayload() *imprint.Payload {
+	return &imprint.Payload{
+		Version: imprint.PayloadVersion, Time: time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC),
+		Instance: "6f1d0c1e-7d0c-4f5e-9c39-5b1f4c1b7e11", Generation: 2, Tenant: "default", Name: "web-1",
+		DNSNames: []string{"web-1.lab.internal"}, IPs: []netip.Addr{netip.MustParseAddr("10.0.0.7")},
+		Network: &imprint.Network{Ethernets: map[string]imprint.Ethernet{"lan": {
+			MAC: "52:54:00:12:34:56", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.7/24")},
+			Routes:      []imprint.Route{{To: "default", Via: netip.MustParseAddr("10.0.0.1")}},
+			Nameservers: imprint.Nameservers{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Search: []string{"lab.internal"}},
+		}}},
+		CA: "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n", CheckIn: []string{"https://imprint.lab.internal:8443"},
+		Token: "kqUO8e0kqJ9p0lSc6rXj1w",
+	}
+}
+
+// Every released version of the payload stays readable: its vector is never changed.
+func TestPayloadVector(t *testing.T) {
+	got, err := samplePayload().Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const golden = "testdata/payload-v1.json"
+	if *update {
+		if err := os.WriteFile(golden, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("the payload's bytes changed:\n%s\nwant\n%s", got, want)
+	}
+	p, err := imprint.DecodePayload(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := p.Encode(); err != nil || !bytes.Equal(again, want) {
+		t.Errorf("decoded and encoded again: %s, %v", again, err)
+	}
+}
+
+func TestPayloadsThatAreRefused(t *testing.T) {
+	vector, _ := samplePayload().Encode()
+	big := samplePayload()
+	big.CA = strings.Repeat("A", imprint.MaxPayload)
+	if _, err := big.Encode(); imprint.KindOf(err) != imprint.Exhausted {
+		t.Errorf("oversize: %v", err)
+	}
+	replace := func(old, new string) []byte { return bytes.Replace(vector, []byte(old), []byte(new), 1) }
+	for name, b := range map[string][]byte{
+		"empty":              nil,
+		"cut":                vector[:len(vector)/2],
+		"trailing bytes":     append(bytes.Clone(vector), "{}"...),
+		"too long":           bytes.Repeat([]byte(" "), imprint.MaxPayload+1),
+		"version 2":          replace(`"imprint":1`, `"imprint":2`),
+		"no generation":      replace(`"generation":2`, `"generation":0`),
+		"negative":           replace(`"generation":2`, `"generation":-1`),
+		"instance not an ID": replace("6f1d0c1e", "../../../"),
+		"name with a slash":  replace(`"name":"web-1"`, `"name":"a/b"`),
+		"no CA":              replace("-----BEGIN CERTIFICATE-----\\nMA==\\n-----END CERTIFICATE-----\\n", ""),
+	} {
+		if _, err := imprint.DecodePayload(b); imprint.KindOf(err) != imprint.Invalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func FuzzDecodePayload(f *testing.F) {
+	vector, _ := samplePayload().Encode()
+	f.Add(vector)
+	f.Add([]byte(`{"imprint":1}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := imprint.DecodePayload(b)
+		if err != nil {
+			if imprint.KindOf(err) != imprint.Invalid {
+				t.Errorf("kind %v: %v", imprint.KindOf(err), err)
+			}
+			return
+		}
+		if out, err := p.Encode(); err == nil {
+			if _, err := imprint.DecodePayload(out); err != nil {
+				t.Errorf("what was encoded does not decode: %v", err)
+			}
+		}
+	})
+}
+
+func TestNames(t *testing.T) {
+	for _, good := range []string{"a", "web-1", "0", strings.Repeat("a", 63)} {
+		if err := imprint.CheckLabel("name", good); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"", "-a", "a-", "A", "a.b", "a_b", "a/b", "..", "ä", "a b", "a\n", "a\x00", strings.Repeat("a", 64)} {
+		err := imprint.CheckLabel("name", bad)
+		if imprint.KindOf(err) != imprint.Invalid || imprint.HintOf(err) == "" || !strings.Contains(err.Error(), "name") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	for _, bad := range []string{"", "a..b", ".a", "a.", "*.a", strings.Repeat("a.", 127) + "ab"} {
+		if err := imprint.CheckDNSName("dnsNames", bad); imprint.KindOf(err) != imprint.Invalid {
+			t.Errorf("DNS name %q: %v", bad, err)
+		}
+	}
+}
+
+func TestIdentifiers(t *testing.T) {
+	seen := map[imprint.InstanceID]bool{}
+	for range 1000 {
+		id := imprint.NewInstanceID()
+		if seen[id] || !imprint.ValidID(string(id)) || id[14] != '4' || !strings.ContainsRune("89ab", rune(id[19])) {
+			t.Fatalf("%s is not a fresh version 4 UUID", id)
+		}
+		seen[id] = true
+		s := imprint.NewSerial()
+		n, ok := s.Int()
+		if !ok || imprint.SerialOf(n) != s || n.BitLen() > 159 || len(n.Bytes()) != 16 {
+			t.Fatalf("serial %s", s)
+		}
+	}
+	for _, bad := range []imprint.Serial{"", "0", "-1", "AB", "0x1", "g", imprint.Serial(strings.Repeat("1", 41))} {
+		if n, ok := bad.Int(); ok {
+			t.Errorf("serial %q = %v", bad, n)
+		}
+	}
+}
+
+func TestDurations(t *testing.T) {
+	for text, want := range map[string]time.Duration{"7d": 7 * 24 * time.Hour, "36h": 36 * time.Hour, "90s": 90 * time.Second, "0s": 0} {
+		d, err := imprint.ParseDuration(text)
+		if err != nil || time.Duration(d) != want {
+			t.Errorf("%s = %v, %v", text, d, err)
+		}
+		back, err := imprint.ParseDuration(d.String())
+		if err != nil || back != d {
+			t.Errorf("%s writes %s, which reads %v, %v", text, d, back, err)
+		}
+	}
+	for _, bad := range []string{"", "d", "-1d", "1.5d", "-3h", "99999d", "week", "7 d"} {
+		if _, err := imprint.ParseDuration(bad); imprint.KindOf(err) != imprint.Invalid {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func TestErrors(t *testing.T) {
+	cause := imprint.Errorf(imprint.NotFound, "get", "web-1", "no such instance").WithHint("list them with: imprint get")
+	err := fmt.Errorf("outer: %w", imprint.Errorf(imprint.Conflict, "boot", "web-1", "%w", cause))
+	if got := err.Error(); got != "outer: boot web-1: get web-1: no such instance" {
+		t.Errorf("reads %q", got)
+	}
+	if imprint.KindOf(err) != imprint.Conflict || imprint.HintOf(err) != "list them with: imprint get" {
+		t.Errorf("kind %v, hint %q", imprint.KindOf(err), imprint.HintOf(err))
+	}
+	if imprint.KindOf(errors.New("x")) != imprint.Internal || imprint.HintOf(errors.New("x")) != "" {
+		t.Error("a foreign error is not internal")
+	}
+	for k := imprint.Internal; k <= imprint.Contested; k++ {
+		if imprint.ParseKind(k.String()) != k {
+			t.Errorf("%v does not parse back", k)
+		}
+	}
+}
