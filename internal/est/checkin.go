@@ -1,0 +1,124 @@
+package est
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"imprint"
+)
+
+// state answers GET state: where the machine's enrolment stands.
+func (s *Server) state(c *call) error {
+	e := c.machine.Enrolment
+	return writeJSON(c, struct {
+		State      imprint.State      `json:"state"`
+		Reason     string             `json:"reason,omitempty"`
+		Waiting    bool               `json:"waiting"`
+		Generation imprint.Generation `json:"generation"`
+	}{e.State, e.Reason, e.Claim != nil && e.Claim.NeedsApproval, c.machine.Generation})
+}
+
+// confirm answers POST confirm. That the request came this far says it all.
+func (s *Server) confirm(c *call) error {
+	c.reply.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// ready answers POST ready: the machine has all it needs, the enrolment closes.
+func (s *Server) ready(c *call) error {
+	if err := s.report(c, imprint.ReportReady, ""); err != nil {
+		return err
+	}
+	c.reply.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// listParams answers GET params: which parameters there are, without values.
+func (s *Server) listParams(c *call) error {
+	held, err := s.values.Held(c.Context(), c.machine)
+	if err != nil {
+		return err
+	}
+	type entry struct {
+		Name       string             `json:"name"`
+		Visibility imprint.Visibility `json:"visibility"`
+		Available  bool               `json:"available"`
+	}
+	list := []entry{}
+	for _, p := range c.machine.Spec.Params {
+		list = append(list, entry{p.Name, p.Visibility, p.Visibility == imprint.Public || held[p.Name]})
+	}
+	return writeJSON(c, list)
+}
+
+// param answers GET params/NAME with the value's bytes. Whoever reads this
+// connection holds the enrolled key, and that a value that is not public was
+// read is on record before the first byte of it leaves.
+func (s *Server) param(c *call) error {
+	name := c.PathValue("name")
+	p, ok := findParam(c.machine, name)
+	if !ok {
+		return imprint.Errorf(imprint.NotFound, "read", c.machine.Ref(), "no parameter %q", name)
+	}
+	if ch, ok := imprint.ChannelOf(imprint.NetworkEST); !ok || !imprint.MayTravel(p.Visibility, ch.Readers) {
+		return imprint.Errorf(imprint.Denied, "read", c.machine.Ref(), "parameter %q is not for this channel", name)
+	}
+	value := imprint.NewSecret([]byte(p.Value))
+	if p.Visibility != imprint.Public {
+		var err error
+		if value, err = s.values.Value(c.Context(), c.machine, name); err != nil {
+			return err
+		}
+		if err := s.report(c, imprint.ReportRead, name); err != nil {
+			return err
+		}
+	}
+	c.reply.Header().Set("Content-Type", "application/octet-stream")
+	c.reply.Header().Set("Cache-Control", "no-store")
+	c.reply.Write(value.Reveal())
+	return nil
+}
+
+// crl answers GET /crl/TENANT.crl (RFC 5280 section 4.2.1.13). Anyone may read
+// any tenant's list: those who check a certificate have none themselves.
+func (s *Server) crl(c *call) error {
+	name, ok := strings.CutSuffix(c.PathValue("file"), ".crl")
+	if !ok || s.tenants.Load().byTenant[imprint.TenantName(name)] == nil {
+		return imprint.Errorf(imprint.NotFound, "read", "CRL", "no tenant %q", name)
+	}
+	der, err := s.authority.CRL(c.Context(), imprint.TenantName(name))
+	if err != nil {
+		return err
+	}
+	c.reply.Header().Set("Content-Type", "application/pkix-crl")
+	c.reply.Write(der)
+	return nil
+}
+
+// report tells the engine what c's machine says.
+func (s *Server) report(c *call, kind imprint.ReportKind, name string) error {
+	return s.engine.Report(c.Context(), imprint.Report{
+		Instance: c.identity.Instance, Generation: c.identity.Generation, Channel: imprint.NetworkEST,
+		Kind: kind, Name: name, Serial: c.identity.Serial,
+	})
+}
+
+func findParam(inst *imprint.Instance, name string) (imprint.Param, bool) {
+	for _, p := range inst.Spec.Params {
+		if p.Name == name {
+			return p, true
+		}
+	}
+	return imprint.Param{}, false
+}
+
+func writeJSON(c *call, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return imprint.Errorf(imprint.Internal, "encode", "reply", "%w", err)
+	}
+	c.reply.Header().Set("Content-Type", "application/json")
+	c.reply.Write(append(body, '\n'))
+	return nil
+}

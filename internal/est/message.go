@@ -1,0 +1,117 @@
+package est
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
+
+	"github.com/smallstep/pkcs7"
+
+	"imprint"
+)
+
+// Limits on what a client sends.
+const (
+	MaxBody     = 64 << 10                 // bytes of a request's body
+	maxUserLen  = 2*imprint.MaxNameLen + 1 // tenant/name
+	maxTokenLen = 256                      // bytes; ours are far shorter
+)
+
+// credentials returns the Basic user and token; ok is false if there are none
+// or they cannot be ours.
+func credentials(r *http.Request) (user string, token imprint.Secret, ok bool) {
+	user, password, ok := r.BasicAuth()
+	if !ok || user == "" || len(user) > maxUserLen || password == "" || len(password) > maxTokenLen {
+		return "", imprint.Secret{}, false
+	}
+	return user, imprint.NewSecret([]byte(password)), true
+}
+
+// readRequest returns the DER of the certificate request in c's body. Neither
+// Content-Length nor Content-Transfer-Encoding is needed: some clients send
+// chunks, and the latter is not an HTTP header at all (RFC 8951 section 3.1).
+func readRequest(c *call) ([]byte, error) {
+	if t := c.Header.Get("Content-Type"); t != "" {
+		if media, _, err := mime.ParseMediaType(t); err != nil || media != "application/pkcs10" {
+			return nil, &refusal{http.StatusUnsupportedMediaType, "send the request as Content-Type application/pkcs10"}
+		}
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(c.reply, c.Body, MaxBody))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, &refusal{http.StatusRequestEntityTooLarge, "the body is larger than " + strconv.Itoa(MaxBody) + " bytes"}
+	case err != nil:
+		return nil, &refusal{http.StatusBadRequest, "the body ended early"}
+	}
+	der, reason := decodeRequest(body)
+	if reason != "" {
+		return nil, &refusal{http.StatusBadRequest, reason}
+	}
+	return der, nil
+}
+
+// pemType is the label of a PKCS #10 request (RFC 7468 section 7).
+const pemType = "CERTIFICATE REQUEST"
+
+// decodeRequest accepts base64 with or without line breaks (RFC 7030 section
+// 4.2.1, RFC 8951 section 3.1) and, because clients send them, PEM and DER. The
+// three cannot be confused: a DER SEQUENCE starts with '0', base64 of one with 'M'.
+// Whether the result is a certificate request is for its reader to find out.
+func decodeRequest(body []byte) (der []byte, reason string) {
+	body = bytes.TrimSpace(body)
+	const sequence = 0x30 // ASN.1 tag
+	switch {
+	case len(body) == 0:
+		return nil, "the body is empty; a PKCS #10 request in base64 was expected"
+	case body[0] == sequence:
+		return body, ""
+	case bytes.HasPrefix(body, []byte("-----BEGIN")):
+		block, rest := pem.Decode(body)
+		if block == nil || block.Type != pemType && block.Type != "NEW "+pemType || len(bytes.TrimSpace(rest)) != 0 {
+			return nil, "the body is not one PEM block of type " + pemType
+		}
+		der = block.Bytes
+	default:
+		// The decoder skips CR and LF; other white space is not base64.
+		der = make([]byte, base64.StdEncoding.DecodedLen(len(body)))
+		n, err := base64.StdEncoding.Decode(der, body)
+		if err != nil {
+			return nil, "the body is not base64"
+		}
+		der = der[:n]
+	}
+	if len(der) == 0 || der[0] != sequence {
+		return nil, "the body is not a PKCS #10 request in base64"
+	}
+	return der, ""
+}
+
+// writeCertificates replies with a certs-only SignedData (RFC 5652 section 5.1,
+// RFC 7030 section 4.1.3).
+func writeCertificates(c *call, certs ...[]byte) error {
+	der, err := pkcs7.DegenerateCertificate(bytes.Join(certs, nil))
+	if err != nil {
+		return imprint.Errorf(imprint.Internal, "encode", "certificates", "%w", err)
+	}
+	writeBase64(c, "application/pkcs7-mime; smime-type=certs-only", der)
+	return nil
+}
+
+// writeBase64 replies with der as one unwrapped line: strongSwan rejects line
+// breaks inside, and every client reads it without them.
+func writeBase64(c *call, mediaType string, der []byte) {
+	body := make([]byte, base64.StdEncoding.EncodedLen(len(der))+1)
+	base64.StdEncoding.Encode(body, der)
+	body[len(body)-1] = '\n'
+	h := c.reply.Header()
+	h.Set("Content-Type", mediaType)
+	h.Set("Content-Transfer-Encoding", "base64") // for clients from before RFC 8951
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	c.reply.Write(body) // an error here is the client's loss; it asks again
+}
