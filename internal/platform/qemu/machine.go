@@ -1,0 +1,351 @@
+// Package qemu runs an instance in a local QEMU with imprint's channels
+// attached.
+//
+// A [Machine] says what the virtual machine consists of; [Machine.Args] is a pure
+// function from it to QEMU's arguments, [Machine.Command] prints the same for a
+// shell, and [Machine.Start] runs it with a time limit. On every channel imprint
+// listens on a unix socket and QEMU is the client, which comes back by itself
+// when imprint was restarted. [Probe] finds out whether KVM works here, which
+// the existence of /dev/kvm does not tell. Nothing in this package takes a
+// secret, so none can reach a command line.
+package qemu
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"imprint"
+)
+
+// Program is the QEMU binary that is looked for in PATH.
+const Program = "qemu-system-x86_64"
+
+// PortName is the name of imprint's virtio-serial port, by which the guest finds it.
+const PortName = "org.imprint.boot.0"
+
+// Limits of a [Machine].
+const (
+	MaxCPUs      = 64
+	MinMemoryMiB = 64
+	MaxMemoryMiB = 1 << 20
+	MaxDisks     = 16
+	// maxSocketPath is what sun_path holds beside its terminating NUL (unix(7)).
+	maxSocketPath = 107
+)
+
+// Type is a machine type.
+type Type string
+
+// The machine types.
+const (
+	Q35     Type = "q35"     // a PC with PCI Express and SMBIOS; the default
+	PC      Type = "pc"      // a PC with PCI, IDE and a floppy controller
+	Microvm Type = "microvm" // the quickest; has no SMBIOS, so stock clients find nothing
+)
+
+// Accel is what executes the guest's instructions.
+type Accel string
+
+// The accelerators.
+const (
+	TCG Accel = "tcg" // emulation: works everywhere; the default
+	KVM Accel = "kvm" // hardware; ask [Probe] before using it
+)
+
+// Machine describes a virtual machine. The zero value of every field but Kernel
+// has a working meaning.
+type Machine struct {
+	Program   string // path of the QEMU binary; "" is [Program] in PATH
+	Type      Type   // "" is [Q35]
+	Accel     Accel  // "" is [TCG]
+	CPUs      int    // 0 is 1
+	MemoryMiB int    // 0 is 512
+
+	Kernel string // a Linux kernel image, booted directly
+	Initrd string // "" is none
+	Append string // the kernel's command line
+	// TSCKHz is the host's time-stamp counter rate, as from [HostTSC]. A microvm
+	// needs it: with neither HPET nor ACPI timer its kernel calibrates against the
+	// PIT, which under emulation fails at random and then hangs for ever.
+	TSCKHz int
+
+	Instance imprint.InstanceID // becomes the SMBIOS system UUID; "" is a random one
+	Product  string             // the SMBIOS product, by which stock clients choose a data source; "" is QEMU's
+
+	Console  Console
+	Disks    []Disk
+	NICs     []NIC
+	Channels []Channel
+}
+
+// ConsoleKind says where the guest's first serial port goes.
+type ConsoleKind string
+
+// The console kinds.
+const (
+	ConsoleNone  ConsoleKind = ""      // nowhere
+	ConsoleStdio ConsoleKind = "stdio" // to QEMU's standard input and output
+	ConsoleFile  ConsoleKind = "file"  // to the file Path, which is overwritten
+	ConsolePTY   ConsoleKind = "pty"   // to a pseudo-terminal, whose name QEMU prints
+)
+
+// Console is the guest's first serial port, ttyS0.
+type Console struct {
+	Kind ConsoleKind
+	Path string // the file of [ConsoleFile]
+	Log  string // a file that also keeps what the guest prints; "" is none
+}
+
+// Disk is a virtio disk, in the guest /dev/vda and so on.
+type Disk struct {
+	Path   string
+	Format string // raw or qcow2; "" is raw
+	// Writable lets writes reach the file; otherwise they are discarded at the end,
+	// so that one image serves any number of machines.
+	Writable bool
+}
+
+// NIC is a virtio network interface on QEMU's own network, restricted: the
+// guest reaches nothing through it.
+type NIC struct {
+	MAC string // "" is QEMU's default
+}
+
+// Channel is one of imprint's channels and the unix socket on which imprint
+// listens for it.
+type Channel struct {
+	Kind   imprint.ChannelKind // [imprint.Serial2] or [imprint.VirtioSerial]
+	Socket string
+}
+
+// Args returns QEMU's arguments, without the program. It fails with kind
+// [imprint.Invalid] if the machine cannot be expressed; it does not look at files.
+func (m *Machine) Args() ([]string, error) {
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	a := args{"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"}
+	a.add("-machine", m.machineType())
+	a.add("-accel", m.acceleration())
+	a.add("-cpu", "max")
+	a.add("-smp", strconv.Itoa(max(m.CPUs, 1)))
+	a.add("-m", strconv.Itoa(m.memory()))
+	a.add("-kernel", m.Kernel)
+	if m.Initrd != "" {
+		a.add("-initrd", m.Initrd)
+	}
+	if line := m.commandLine(); line != "" {
+		a.add("-append", line)
+	}
+	if s := m.smbios(); s != "" {
+		a.add("-smbios", s)
+	}
+	a.console(m.Console)
+	for i, d := range m.Disks {
+		a.disk(i, d)
+	}
+	for i, n := range m.NICs {
+		a.nic(i, n)
+	}
+	for _, c := range m.Channels {
+		a.channel(m.Type, c)
+	}
+	return a, nil
+}
+
+// Command returns the command line in a form that can be pasted into a shell,
+// one option to a line. It fails as [Machine.Args] does.
+func (m *Machine) Command() (string, error) {
+	args, err := m.Args()
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	b.WriteString(shellQuote(m.program()))
+	for _, arg := range args {
+		if strings.HasPrefix(arg, "-") {
+			b.WriteString(" \\\n ")
+		}
+		b.WriteString(" " + shellQuote(arg))
+	}
+	return b.String(), nil
+}
+
+func (m *Machine) program() string {
+	if m.Program == "" {
+		return Program
+	}
+	return m.Program
+}
+
+func (m *Machine) memory() int {
+	if m.MemoryMiB == 0 {
+		return 512
+	}
+	return m.MemoryMiB
+}
+
+func (m *Machine) machineType() string {
+	switch m.Type {
+	case Microvm:
+		// acpi=on because distribution kernels find virtio devices in no other way.
+		return "microvm,x-option-roms=off,isa-serial=on,rtc=on,acpi=on,pcie=on"
+	case "":
+		return string(Q35)
+	}
+	return string(m.Type)
+}
+
+func (m *Machine) acceleration() string {
+	if m.Accel == KVM {
+		return string(KVM)
+	}
+	return "tcg,thread=multi,tb-size=512"
+}
+
+func (m *Machine) commandLine() string {
+	const option = "tsc_early_khz="
+	if m.Type != Microvm || m.TSCKHz == 0 || strings.Contains(m.Append, option) {
+		return m.Append
+	}
+	return strings.TrimSpace(m.Append + " " + option + strconv.Itoa(m.TSCKHz))
+}
+
+func (m *Machine) smbios() string {
+	s := "type=1"
+	if m.Instance != "" {
+		s += ",uuid=" + string(m.Instance)
+	}
+	if m.Product != "" {
+		s += ",product=" + escape(m.Product)
+	}
+	if m.Type == Microvm || s == "type=1" {
+		return ""
+	}
+	return s
+}
+
+func (m *Machine) check() error {
+	invalid := func(operand, format string, a ...any) error {
+		return imprint.Errorf(imprint.Invalid, "describe", operand, format, a...)
+	}
+	switch {
+	case !slices.Contains([]Type{"", Q35, PC, Microvm}, m.Type):
+		return invalid("machine type", "%q is none of q35, pc, microvm", m.Type)
+	case !slices.Contains([]Accel{"", TCG, KVM}, m.Accel):
+		return invalid("accelerator", "%q is neither tcg nor kvm", m.Accel)
+	case m.CPUs < 0 || m.CPUs > MaxCPUs:
+		return invalid("cpus", "%d; 1 to %d are allowed", m.CPUs, MaxCPUs)
+	case m.memory() < MinMemoryMiB || m.memory() > MaxMemoryMiB:
+		return invalid("memory", "%d MiB; %d to %d are allowed", m.MemoryMiB, MinMemoryMiB, MaxMemoryMiB)
+	case m.Kernel == "":
+		return imprint.Errorf(imprint.Invalid, "describe", "kernel", "none is given").
+			WithHint("name a kernel image, for instance /boot/vmlinuz-* of a Debian cloud kernel")
+	case m.Instance != "" && !imprint.ValidID(string(m.Instance)):
+		return invalid("instance", "%q is not an identifier", m.Instance)
+	case m.Type == Microvm && m.Product != "":
+		return imprint.Errorf(imprint.Invalid, "describe", "product", "a microvm has no SMBIOS").
+			WithHint("use machine type q35 or pc")
+	case m.Console.Kind == ConsoleFile && m.Console.Path == "":
+		return invalid("console", "no file is given")
+	case !slices.Contains([]ConsoleKind{ConsoleNone, ConsoleStdio, ConsoleFile, ConsolePTY}, m.Console.Kind):
+		return invalid("console", "%q is none of stdio, file, pty", m.Console.Kind)
+	case len(m.Disks) > MaxDisks:
+		return invalid("disks", "%d; %d are allowed", len(m.Disks), MaxDisks)
+	}
+	for _, d := range m.Disks {
+		if !slices.Contains([]string{"", "raw", "qcow2"}, d.Format) {
+			return invalid("disk "+d.Path, "format %q is neither raw nor qcow2", d.Format)
+		}
+	}
+	for _, n := range m.NICs {
+		if _, err := net.ParseMAC(n.MAC); n.MAC != "" && err != nil {
+			return invalid("network interface", "%q is not a MAC address", n.MAC)
+		}
+	}
+	return m.checkChannels()
+}
+
+func (m *Machine) checkChannels() error {
+	seen := map[imprint.ChannelKind]bool{}
+	for _, c := range m.Channels {
+		operand := "channel " + string(c.Kind)
+		switch {
+		case c.Kind != imprint.Serial2 && c.Kind != imprint.VirtioSerial:
+			return imprint.Errorf(imprint.Invalid, "describe", operand, "QEMU does not carry it").
+				WithHint("use %s or %s", imprint.VirtioSerial, imprint.Serial2)
+		case seen[c.Kind]:
+			return imprint.Errorf(imprint.Invalid, "describe", operand, "is given twice")
+		case !filepath.IsAbs(c.Socket):
+			return imprint.Errorf(imprint.Invalid, "describe", operand, "socket %q is not an absolute path", c.Socket)
+		case len(c.Socket) > maxSocketPath:
+			return imprint.Errorf(imprint.Invalid, "describe", operand, "socket path %q has %d bytes; unix sockets allow %d", c.Socket, len(c.Socket), maxSocketPath).
+				WithHint("choose a shorter run directory")
+		}
+		seen[c.Kind] = true
+	}
+	return nil
+}
+
+// args collects QEMU's arguments.
+type args []string
+
+func (a *args) add(arg ...string) { *a = append(*a, arg...) }
+
+// console attaches the first serial port. It is there even if it leads nowhere,
+// because imprint's port has to be the second.
+func (a *args) console(c Console) {
+	backend := "null,id=console"
+	switch c.Kind {
+	case ConsoleStdio:
+		backend = "stdio,id=console,signal=off"
+	case ConsoleFile:
+		backend = "file,id=console,path=" + escape(c.Path)
+	case ConsolePTY:
+		backend = "pty,id=console"
+	}
+	if c.Log != "" {
+		backend += ",logfile=" + escape(c.Log)
+	}
+	a.add("-chardev", backend, "-serial", "chardev:console")
+}
+
+func (a *args) disk(n int, d Disk) {
+	format := d.Format
+	if format == "" {
+		format = "raw"
+	}
+	mode := "snapshot=on"
+	if d.Writable {
+		mode = "cache=writeback"
+	}
+	a.add("-drive", fmt.Sprintf("id=disk%d,if=none,file=%s,format=%s,%s", n, escape(d.Path), format, mode))
+	a.add("-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", n))
+}
+
+func (a *args) nic(n int, c NIC) {
+	device := fmt.Sprintf("virtio-net-pci,netdev=net%d,romfile=", n)
+	if c.MAC != "" {
+		device += ",mac=" + c.MAC
+	}
+	a.add("-netdev", fmt.Sprintf("user,id=net%d,restrict=on", n), "-device", device)
+}
+
+// channel attaches one of imprint's sockets. The port keeps no logfile: private
+// values travel over it.
+func (a *args) channel(t Type, c Channel) {
+	id := "imprint-" + string(c.Kind)
+	a.add("-chardev", fmt.Sprintf("socket,id=%s,path=%s,server=off,reconnect=1", id, escape(c.Socket)))
+	switch {
+	case c.Kind == imprint.VirtioSerial:
+		a.add("-device", "virtio-serial-pci", "-device", fmt.Sprintf("virtserialport,chardev=%s,name=%s", id, PortName))
+	case t == Microvm:
+		a.add("-device", "isa-serial,index=1,chardev="+id) // its -serial reaches the first port only
+	default:
+		a.add("-serial", "chardev:"+id)
+	}
+}
