@@ -1,0 +1,132 @@
+package ca
+
+import (
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"imprint"
+)
+
+// testLog is an open log with its keys.
+type testLog struct {
+	*Log
+	dir      string
+	key      imprint.Secret
+	verifier string
+}
+
+func newTestLog(t testing.TB) *testLog {
+	t.Helper()
+	key, verifier, err := GenerateLogKey("server.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &testLog{dir: t.TempDir(), key: key, verifier: verifier}
+	l.open(t)
+	return l
+}
+
+func (l *testLog) config() LogConfig {
+	return LogConfig{Dir: l.dir, Key: l.key, Now: func() time.Time { return clock }, Logger: slog.New(slog.DiscardHandler)}
+}
+
+func (l *testLog) open(t testing.TB) {
+	t.Helper()
+	var err error
+	if l.Log, err = OpenLog(t.Context(), l.config()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+}
+
+func (l *testLog) close(t testing.TB) {
+	t.Helper()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fill issues n certificates into the log.
+func (l *testLog) fill(t testing.TB, n int) {
+	t.Helper()
+	c := newTestCA(t, testProfile())
+	c.Authority.log = l
+	g := testGrant(t)
+	g.SSHHost = ""
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			g := g
+			g.Serial = imprint.NewSerial()
+			if _, err := c.Issue(t.Context(), g); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func (l *testLog) fs() fs.FS { return os.DirFS(l.dir) }
+
+func TestLogVerifies(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{0, 1, 255, 256, 300, 600} {
+		l := newTestLog(t)
+		l.fill(t, n)
+		l.close(t)
+		report, err := VerifyLog(l.fs(), l.verifier, VerifyOptions{AtLeast: uint64(n)})
+		if err != nil {
+			t.Fatalf("%d entries: %v", n, err)
+		}
+		if report.Size != uint64(n) || report.Unsigned != 0 || len(report.Unused) != 0 || (report.Last == nil) != (n == 0) {
+			t.Errorf("%d entries: %+v", n, report)
+		}
+		count := 0
+		for e, err := range Entries(l.fs(), 0) {
+			if err != nil || e.Index != uint64(count) {
+				t.Fatal(count, e.Index, err)
+			}
+			count++
+		}
+		if count != n {
+			t.Errorf("%d entries read of %d", count, n)
+		}
+	}
+}
+
+func BenchmarkIssueLogged(b *testing.B) {
+	c := newTestCA(b, testProfile())
+	for _, clients := range []int{1, 32} {
+		b.Run(map[int]string{1: "1 client", 32: "32 clients"}[clients], func(b *testing.B) {
+			l := newTestLog(b)
+			c.Authority.log = l
+			grant := testGrant(b)
+			grant.SSHHost = ""
+			b.ReportAllocs()
+			b.SetParallelism((clients + 1) / 2)
+			b.ResetTimer()
+			if clients == 1 {
+				for b.Loop() {
+					if _, err := c.Issue(b.Context(), grant); err != nil {
+						b.Fatal(err)
+					}
+				}
+			} else {
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						if _, err := c.Issue(b.Context(), grant); err != nil {
+							b.Error(err)
+						}
+					}
+				})
+			}
+			b.StopTimer()
+			l.close(b)
+		})
+	}
+}
+

@@ -1,0 +1,220 @@
+package ca
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"iter"
+	"strings"
+
+	"github.com/transparency-dev/merkle/rfc6962"
+	"github.com/transparency-dev/tessera/api/layout"
+	"golang.org/x/mod/sumdb/note"
+
+	"imprint"
+)
+
+// Size limits of the log's files (C2SP tlog-tiles).
+const (
+	maxBundle = layout.EntryBundleWidth * (2 + maxEntry)
+	maxTile   = layout.TileWidth * 32
+)
+
+// LoggedEntry is an entry with its place in the log.
+type LoggedEntry struct {
+	Index uint64
+	Entry
+}
+
+// Entries yields the entries of the log in log from index from on, as far as its
+// tree on disk goes, the newest included. It checks the entries themselves but no
+// hashes: that is [VerifyLog]. It ends after the first error, of kind
+// [imprint.NotFound] if there is no log and [imprint.Conflict] if it is damaged.
+func Entries(log fs.FS, from uint64) iter.Seq2[LoggedEntry, error] {
+	return func(yield func(LoggedEntry, error) bool) {
+		state, err := readTreeState(log)
+		if err != nil {
+			yield(LoggedEntry{}, err)
+			return
+		}
+		for index := from; index < state.Size; {
+			n := index / layout.EntryBundleWidth
+			bundle, err := readBundle(log, n, state.Size)
+			if err != nil {
+				yield(LoggedEntry{}, imprint.Errorf(imprint.Conflict, "read", "issuance log", "%w", err))
+				return
+			}
+			for _, data := range bundle[index-n*layout.EntryBundleWidth:] {
+				entry, err := DecodeEntry(data)
+				if err != nil {
+					yield(LoggedEntry{}, imprint.Errorf(imprint.Conflict, "read", "issuance log", "%w", corrupt(index, layout.EntriesPath(n, 0), "%w", err)))
+					return
+				}
+				if !yield(LoggedEntry{index, *entry}, nil) {
+					return
+				}
+				index++
+			}
+		}
+	}
+}
+
+// LogSize returns the number of entries under the signed checkpoint of the log
+// in log, without looking at the entries. It fails like [VerifyLog].
+func LogSize(log fs.FS, verifierKey string) (uint64, error) {
+	verifier, err := note.NewVerifier(verifierKey)
+	if err != nil {
+		return 0, imprint.Errorf(imprint.Invalid, "read", "issuance log", "verifier key: %w", err)
+	}
+	signed, err := readCheckpoint(log, verifier)
+	if err != nil {
+		return 0, err
+	}
+	return signed.Size, nil
+}
+
+// readBundle returns the entries of bundle n in a tree of the given size.
+func readBundle(log fs.FS, n, size uint64) ([][]byte, error) {
+	partial := layout.PartialTileSize(0, n, size)
+	first := n * layout.EntryBundleWidth
+	name := layout.EntriesPath(n, partial)
+	raw, err := readLimited(log, name, maxBundle)
+	width := int(partial)
+	if partial == 0 {
+		width = layout.EntryBundleWidth
+	} else if errors.Is(err, fs.ErrNotExist) {
+		// The tree grew since its size was read, and the full bundle replaced the partial one.
+		name = layout.EntriesPath(n, 0)
+		raw, err = readLimited(log, name, maxBundle)
+	}
+	if err != nil {
+		return nil, corrupt(first, name, "%w", err)
+	}
+	entries, whole := splitBundle(raw)
+	switch {
+	case len(entries) < width:
+		return nil, corrupt(first+uint64(len(entries)), name, "the bundle ends here")
+	case !whole, len(entries) > width && name == layout.EntriesPath(n, partial):
+		return nil, corrupt(first+uint64(width)-1, name, "bytes after the end of the bundle")
+	}
+	return entries[:width], nil
+}
+
+// splitBundle takes a bundle apart: entries, each after its length in two bytes.
+// whole is false if bytes are left that make no entry, or there are more entries
+// than a bundle has.
+func splitBundle(raw []byte) (entries [][]byte, whole bool) {
+	for len(raw) >= 2 && len(entries) < layout.EntryBundleWidth {
+		n := int(binary.BigEndian.Uint16(raw))
+		if len(raw) < 2+n {
+			return entries, false
+		}
+		entries = append(entries, raw[2:2+n])
+		raw = raw[2+n:]
+	}
+	return entries, len(raw) == 0
+}
+
+// readTile returns the bytes of a hash tile in a tree of the given size, and the
+// name of the file that they are in.
+func readTile(log fs.FS, level, n, size uint64) (raw []byte, name string, err error) {
+	partial := layout.PartialTileSize(level, n, size)
+	name = layout.TilePath(level, n, partial)
+	raw, err = readLimited(log, name, maxTile)
+	if partial > 0 && errors.Is(err, fs.ErrNotExist) {
+		name = layout.TilePath(level, n, 0)
+		raw, err = readLimited(log, name, maxTile)
+	}
+	return raw, name, err
+}
+
+// unused returns the files that are neither part of the tree nor earlier states
+// of its last tiles.
+func (v *verification) unused() ([]string, error) {
+	var names []string
+	err := fs.WalkDir(v.log, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() || v.used(name) {
+			return nil
+		}
+		names = append(names, name)
+		if len(names) == maxUnused {
+			return fs.SkipAll
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, imprint.Errorf(imprint.Unavailable, "list", "issuance log", "%w", err)
+	}
+	return names, nil
+}
+
+func (v *verification) used(name string) bool {
+	switch name {
+	case checkpointName, lockName, treeStateName, ".state/treeState.lock", ".state/publish.lock",
+		".state/gcState", ".state/gcState.lock", ".state/version":
+		return true
+	}
+	rest, ok := strings.CutPrefix(name, "tile/")
+	if !ok {
+		return false
+	}
+	kind, place, _ := strings.Cut(rest, "/")
+	n, width, err := layout.ParseTileIndexPartial(place)
+	if err != nil {
+		return false
+	}
+	if kind == "entries" {
+		return name == layout.EntriesPath(n, width) && v.usedBundle(name, n, width)
+	}
+	level, err := layout.ParseTileLevel(kind)
+	return err == nil && name == layout.TilePath(level, n, width) && v.usedTile(name, level, n, width)
+}
+
+// usedBundle reports whether a bundle is the tree's own, or an earlier state of it.
+func (v *verification) usedBundle(name string, n uint64, width uint8) bool {
+	if v.size == 0 || n > (v.size-1)/layout.EntryBundleWidth {
+		return false
+	}
+	if width == layout.PartialTileSize(0, n, v.size) {
+		return true
+	}
+	now, err := readBundle(v.log, n, v.size)
+	if err != nil || width == 0 || int(width) > len(now) {
+		return false
+	}
+	raw, err := readLimited(v.log, name, maxBundle)
+	then, whole := splitBundle(raw)
+	if err != nil || !whole || len(then) != int(width) {
+		return false
+	}
+	for i := range then {
+		if !bytes.Equal(then[i], now[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// usedTile reports whether a hash tile is the tree's own, or an earlier state of it.
+func (v *verification) usedTile(name string, level, n uint64, width uint8) bool {
+	nodes := v.size
+	for range level {
+		nodes >>= layout.TileHeight
+	}
+	if nodes == 0 || n > (nodes-1)/layout.TileWidth {
+		return false
+	}
+	if width == layout.PartialTileSize(level, n, v.size) {
+		return true
+	}
+	now, _, err := readTile(v.log, level, n, v.size)
+	if err != nil || width == 0 {
+		return false
+	}
+	then, err := readLimited(v.log, name, maxTile)
+	return err == nil && len(then) == int(width)*rfc6962.DefaultHasher.Size() && bytes.HasPrefix(now, then)
+}
