@@ -11,9 +11,9 @@ import (
 
 // Limits bound what clients can make the endpoint do.
 type Limits struct {
-	Rate       float64 // requests a second from one address, on average
+	Rate       float64 // requests a second from one address, on average; 0 is no limit
 	Burst      int     // requests at once from one address
-	TotalRate  float64 // requests a second from all addresses
+	TotalRate  float64 // requests a second from all addresses; 0 is no limit
 	TotalBurst int
 	Addresses  int // how many addresses are told apart; the least recent is forgotten
 
@@ -75,10 +75,18 @@ type bucket struct {
 
 func newRates(l Limits) *rates {
 	return &rates{
-		perPeer: rate.Limit(l.Rate), burst: l.Burst, size: l.Addresses,
-		total:  rate.NewLimiter(rate.Limit(l.TotalRate), l.TotalBurst),
+		perPeer: limitOf(l.Rate), burst: l.Burst, size: max(1, l.Addresses),
+		total:  rate.NewLimiter(limitOf(l.TotalRate), l.TotalBurst),
 		recent: list.New(), byPeer: map[netip.Prefix]*list.Element{},
 	}
+}
+
+// limitOf reads a configured rate, of which 0 is no limit.
+func limitOf(perSecond float64) rate.Limit {
+	if perSecond == 0 {
+		return rate.Inf
+	}
+	return rate.Limit(perSecond)
 }
 
 // take counts one request of addr and returns 0, or how long to wait before the
