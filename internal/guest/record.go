@@ -1,0 +1,90 @@
+package guest
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"imprint"
+)
+
+// record is the content of identity.json: what the agent remembers besides the
+// key and the certificate. The three serials say how far a certificate got, so
+// that a run after a crash repeats only what it must.
+type record struct {
+	Payload   imprint.Payload `json:"payload"` // without its token
+	Source    string          `json:"source"`  // where the payload was found
+	Confirmed imprint.Serial  `json:"confirmed,omitempty"`
+	Closed    imprint.Serial  `json:"closed,omitempty"`  // readiness was reported
+	Applied   imprint.Serial  `json:"applied,omitempty"` // enrolled.d ran
+}
+
+// loadRecord returns kind [imprint.NotFound] on a machine that has no identity yet.
+func (l Layout) loadRecord() (*record, error) {
+	b, err := readFile(l.Record(), maxFile)
+	if err != nil {
+		return nil, err
+	}
+	var r record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, imprint.Errorf(imprint.Invalid, "read", l.Record(), "%w", err).
+			WithHint("restore the file, or remove it and reset the machine's enrolment with imprint rebirth")
+	}
+	return &r, nil
+}
+
+func (l Layout) saveRecord(r *record) error {
+	r.Payload.Token = "" // it is spent, and never belongs on a disk
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return imprint.Errorf(imprint.Internal, "encode", l.Record(), "%w", err)
+	}
+	return writeFile(l.Record(), append(b, '\n'), 0o600)
+}
+
+// succession says what a payload means for a machine that may have an identity.
+type succession int
+
+const (
+	firstLife succession = iota // no identity yet
+	sameLife                    // the same generation of the same machine
+	nextLife                    // a newer generation: everything starts again
+)
+
+// succeed compares the payload with what the machine is. It fails with kind
+// [imprint.Conflict] if the payload is for another machine or an earlier life.
+func (r *record) succeed(p *imprint.Payload) (succession, error) {
+	switch {
+	case r == nil:
+		return firstLife, nil
+	case r.Payload.Instance != p.Instance:
+		return 0, imprint.Errorf(imprint.Conflict, "accept", "payload",
+			"it is for %s (%s), but this machine is %s (%s) already", p.Name, p.Instance, r.Payload.Name, r.Payload.Instance).
+			WithHint("if this disk is a copy of another machine's, remove the imprint configuration directory from the copy and restart")
+	case p.Generation < r.Payload.Generation:
+		return 0, imprint.Errorf(imprint.Conflict, "accept", "payload",
+			"it is for generation %d of %s, but this machine is generation %d already", p.Generation, p.Name, r.Payload.Generation).
+			WithHint("the carrier holds a stale payload: have the platform attach the current one")
+	case p.Generation > r.Payload.Generation:
+		return nextLife, nil
+	}
+	return sameLife, nil
+}
+
+// setAside moves the files of an identity into old/. The record goes last, so
+// that a crash in the middle leads here again.
+func (l Layout) setAside(gen imprint.Generation) error {
+	dir := l.aside(gen)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return imprint.Errorf(imprint.Internal, "create", dir, "%w", err)
+	}
+	for _, path := range []string{l.Key(), l.Cert(), l.CA(), l.Record()} {
+		err := os.Rename(path, filepath.Join(dir, filepath.Base(path)))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return imprint.Errorf(imprint.Internal, "set aside", path, "%w", err)
+		}
+	}
+	return errors.Join(syncDir(dir), syncDir(l.Config()))
+}
