@@ -130,9 +130,9 @@ func TestTSCFromCPUInfo(t *testing.T) {
 	for text, want := range map[string]int{
 		"processor\t: 0\ncpu MHz\t\t: 2596.122\ncache size : 512 KB\ncpu MHz : 1000.0\n": 2596122,
 		"processor\t: 0\nBogoMIPS\t: 50.00\n":                                            0, // not x86
-		"cpu MHz : fast\n": 0,
-		"cpu MHz : -1\n":   0,
-		"":                 0,
+		"cpu MHz : fast\n":                                                               0,
+		"cpu MHz : -1\n":                                                                 0,
+		"":                                                                               0,
 	} {
 		if got := tscOf(bufio.NewScanner(strings.NewReader(text))); got != want {
 			t.Errorf("%q: got %d kHz, want %d", text, got, want)
