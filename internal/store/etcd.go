@@ -1,0 +1,249 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"syscall"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"imprint"
+)
+
+// etcd is kv over an etcd client, in process or remote.
+type etcd struct {
+	client *clientv3.Client
+	// alone says that the only member runs in this process, so that every
+	// read of its state is up to date.
+	alone bool
+	// timeout bounds one request; 0 leaves that to the server in this process.
+	timeout time.Duration
+	// ready, if not nil, may refuse a write before it is sent.
+	ready func() error
+	// cause, if not nil, returns why the server in this process has stopped.
+	cause func() error
+	// shut ends the client and what is behind it.
+	shut func() error
+}
+
+func (e *etcd) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if e.timeout == 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, e.timeout)
+}
+
+func (e *etcd) read(ctx context.Context, q query) (page, error) {
+	ctx, cancel := e.bound(ctx)
+	defer cancel()
+	resp, err := e.client.Get(ctx, q.key, e.options(q)...)
+	if err != nil {
+		return page{}, e.fault(err)
+	}
+	return pageOf(resp), nil
+}
+
+func (e *etcd) options(q query) []clientv3.OpOption {
+	opts := make([]clientv3.OpOption, 0, 5)
+	if q.end != "" {
+		opts = append(opts, clientv3.WithRange(q.end))
+	}
+	if q.limit > 0 {
+		opts = append(opts, clientv3.WithLimit(int64(q.limit)))
+	}
+	if q.revision > 0 {
+		opts = append(opts, clientv3.WithRev(q.revision))
+	}
+	if q.stale || e.alone {
+		opts = append(opts, clientv3.WithSerializable())
+	}
+	if q.keysOnly {
+		opts = append(opts, clientv3.WithKeysOnly())
+	}
+	return opts
+}
+
+func (e *etcd) commit(ctx context.Context, t txn) (outcome, error) {
+	when := make([]clientv3.Cmp, len(t.when))
+	for i, c := range t.when {
+		when[i] = clientv3.Compare(clientv3.ModRevision(c.key), "=", c.modified)
+	}
+	writes := false
+	then := make([]clientv3.Op, len(t.then))
+	for i := range t.then {
+		o := &t.then[i]
+		switch o.verb {
+		case put:
+			writes = true
+			then[i] = clientv3.OpPut(o.key, string(o.value), clientv3.WithLease(clientv3.LeaseID(o.lease)))
+		case remove:
+			if o.end == "" {
+				then[i] = clientv3.OpDelete(o.key)
+			} else {
+				then[i] = clientv3.OpDelete(o.key, clientv3.WithRange(o.end))
+			}
+		case get:
+			then[i] = clientv3.OpGet(o.key, e.options(query{key: o.key, revision: o.revision})...)
+		}
+	}
+	otherwise := make([]clientv3.Op, len(t.otherwise))
+	for i, key := range t.otherwise {
+		otherwise[i] = clientv3.OpGet(key)
+	}
+	if writes && e.ready != nil {
+		if err := e.ready(); err != nil {
+			return outcome{}, err
+		}
+	}
+	ctx, cancel := e.bound(ctx)
+	defer cancel()
+	resp, err := e.client.Txn(ctx).If(when...).Then(then...).Else(otherwise...).Commit()
+	if err != nil {
+		return outcome{}, e.fault(err)
+	}
+	out := outcome{applied: resp.Succeeded, revision: resp.Header.Revision}
+	for _, r := range resp.Responses {
+		if found := r.GetResponseRange(); found != nil {
+			out.pages = append(out.pages, pageOf((*clientv3.GetResponse)(found)))
+		}
+	}
+	return out, nil
+}
+
+func (e *etcd) watch(ctx context.Context, w watch) iter.Seq2[batch, error] {
+	return func(yield func(batch, error) bool) {
+		// Without a leader a watch would be silent; with this it fails.
+		ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+		defer cancel()
+		opts := []clientv3.OpOption{clientv3.WithRange(w.end), clientv3.WithRev(w.revision)}
+		if w.previous {
+			opts = append(opts, clientv3.WithPrevKV())
+		}
+		for resp := range e.client.Watch(ctx, w.key, opts...) {
+			if err := resp.Err(); err != nil {
+				yield(batch{}, e.fault(err))
+				return
+			}
+			for b := range batches(resp.Events) {
+				if !yield(b, nil) {
+					return
+				}
+			}
+		}
+		err := ctx.Err()
+		if err == nil {
+			err = rpctypes.ErrStopped
+		}
+		yield(batch{}, e.fault(err))
+	}
+}
+
+// batches splits events at revisions. etcd never splits a revision between two
+// responses, because this package does not ask for fragments.
+func batches(events []*clientv3.Event) iter.Seq[batch] {
+	return func(yield func(batch) bool) {
+		for len(events) > 0 {
+			b := batch{revision: events[0].Kv.ModRevision}
+			n := 0
+			for ; n < len(events) && events[n].Kv.ModRevision == b.revision; n++ {
+				ev := events[n]
+				c := change{pair: pairOf(ev.Kv), deleted: ev.Type == clientv3.EventTypeDelete}
+				if ev.PrevKv != nil {
+					c.previous = ev.PrevKv.Value
+				}
+				b.changes = append(b.changes, c)
+			}
+			if !yield(b) {
+				return
+			}
+			events = events[n:]
+		}
+	}
+}
+
+func (e *etcd) grant(ctx context.Context, ttl time.Duration) (int64, error) {
+	ctx, cancel := e.bound(ctx)
+	defer cancel()
+	resp, err := e.client.Grant(ctx, int64((ttl+time.Second-1)/time.Second))
+	if err != nil {
+		return 0, e.fault(err)
+	}
+	return int64(resp.ID), nil
+}
+
+func (e *etcd) revoke(ctx context.Context, lease int64) error {
+	ctx, cancel := e.bound(ctx)
+	defer cancel()
+	if _, err := e.client.Revoke(ctx, clientv3.LeaseID(lease)); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return e.fault(err)
+	}
+	return nil
+}
+
+func (e *etcd) close() error { return e.shut() }
+
+func pageOf(r *clientv3.GetResponse) page {
+	p := page{more: r.More}
+	if r.Header != nil { // absent inside a transaction
+		p.revision = r.Header.Revision
+	}
+	if len(r.Kvs) > 0 {
+		p.pairs = make([]pair, len(r.Kvs))
+		for i, kv := range r.Kvs {
+			p.pairs[i] = pairOf(kv)
+		}
+	}
+	return p
+}
+
+func pairOf(kv *mvccpb.KeyValue) pair {
+	return pair{key: string(kv.Key), value: kv.Value, modified: kv.ModRevision}
+}
+
+// fault gives an error of etcd its kind.
+func (e *etcd) fault(err error) error {
+	if e.cause != nil {
+		if cause := e.cause(); cause != nil {
+			return cause
+		}
+	}
+	const op, operand = "use", "etcd"
+	switch {
+	case errors.Is(err, rpctypes.ErrCompacted):
+		return errCompacted
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return imprint.Errorf(imprint.Exhausted, op, operand, "its database has reached its quota: %w", err).
+			WithHint("delete instances that are no longer needed and then reclaim the space, or raise the quota")
+	case errors.Is(err, syscall.ENOSPC):
+		return imprint.Errorf(imprint.Exhausted, op, operand, "the disk is full: %w", err).
+			WithHint("make room on the disk of the data directory")
+	case errors.Is(err, rpctypes.ErrRequestTooLarge):
+		return imprint.Errorf(imprint.Exhausted, op, operand, "%w", err).
+			WithHint("shorten the user data, vendor data, metadata or parameters")
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return imprint.Errorf(imprint.Unavailable, op, operand, "no answer in time: %w", err)
+	case errors.Is(err, rpctypes.ErrAuthFailed), errors.Is(err, rpctypes.ErrPermissionDenied), errors.Is(err, rpctypes.ErrUserEmpty):
+		return imprint.Errorf(imprint.Unavailable, op, operand, "the cluster does not let us in: %w", err).
+			WithHint("check the user, password and client certificate for the etcd cluster")
+	}
+	switch code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.ResourceExhausted, codes.FailedPrecondition:
+		return imprint.Errorf(imprint.Unavailable, op, operand, "%w", err)
+	}
+	return imprint.Errorf(imprint.Internal, op, operand, "%w", err)
+}
+
+// code returns the gRPC code of err, whichever of etcd's two forms it has.
+func code(err error) codes.Code {
+	var e rpctypes.EtcdError
+	if errors.As(err, &e) {
+		return e.Code()
+	}
+	return status.Code(err)
+}

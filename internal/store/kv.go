@@ -1,0 +1,125 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"time"
+)
+
+// kv is what the typed operations need of a key-value store: revisions that
+// count transactions, reads of the past until it is compacted, one-shot
+// transactions, watches and leases, all with the semantics of etcd. Errors are
+// those of the package comment, or wrap errCompacted. Keys and values that were
+// handed over or returned are not changed afterwards.
+type kv interface {
+	// read returns the pairs of q in key order.
+	read(ctx context.Context, q query) (page, error)
+	// commit applies t.then at one revision if all of t.when hold, and else
+	// returns what the keys in t.otherwise hold. The operations of t.then
+	// touch each key once.
+	commit(ctx context.Context, t txn) (outcome, error)
+	// watch yields what changed in w at and after w.revision, one batch a
+	// revision and whole, in order, until ctx ends or an error: errCompacted
+	// if w.revision is gone. It always ends with an error.
+	watch(ctx context.Context, w watch) iter.Seq2[batch, error]
+	// grant makes a lease that ends after about ttl, and then deletes the keys
+	// that were put with it.
+	grant(ctx context.Context, ttl time.Duration) (lease int64, err error)
+	// revoke ends a lease now. Revoking one that has ended is no error.
+	revoke(ctx context.Context, lease int64) error
+	// close releases everything; it is called once.
+	close() error
+}
+
+// errCompacted says that a revision is older than the history that is kept.
+var errCompacted = errors.New("the revision has been compacted")
+
+// Limits of one transaction: etcd's defaults (128 operations, 1.5 MiB), with
+// room for the keys, so that every cluster takes what this package sends.
+const (
+	maxTxnOps  = 128
+	maxTxnSize = 1400 << 10
+)
+
+// query asks for one key, or for the keys in [key, end).
+type query struct {
+	key, end string // end "": only key
+	limit    int    // 0: no limit
+	revision int64  // 0: now
+	stale    bool   // may lag behind other servers' writes, and costs no round trip to them
+	keysOnly bool
+}
+
+type pair struct {
+	key      string
+	value    []byte
+	modified int64 // revision of the last write
+}
+
+type page struct {
+	pairs    []pair
+	more     bool  // limit cut the answer short
+	revision int64 // at which the answer holds
+}
+
+// first returns the page's only or first pair, or nil.
+func (p *page) first() *pair {
+	if len(p.pairs) == 0 {
+		return nil
+	}
+	return &p.pairs[0]
+}
+
+type txn struct {
+	when      []compare
+	then      []op
+	otherwise []string // keys
+}
+
+// compare holds if key was last written at revision modified; 0: if it does not exist.
+type compare struct {
+	key      string
+	modified int64
+}
+
+type verb uint8
+
+const (
+	put verb = iota
+	remove
+	get
+)
+
+type op struct {
+	verb     verb
+	key, end string // end: only for remove, as in query
+	value    []byte // only for put
+	lease    int64  // only for put
+	revision int64  // only for get
+}
+
+type outcome struct {
+	applied  bool
+	revision int64
+	// pages answers the gets of txn.then, or the keys of txn.otherwise.
+	pages []page
+}
+
+type watch struct {
+	key, end string
+	revision int64
+	previous bool // fill in change.previous
+}
+
+type batch struct {
+	revision int64
+	changes  []change
+}
+
+type change struct {
+	pair
+	deleted bool
+	// previous is the value before the change; nil if it is unknown or there was none.
+	previous []byte
+}
