@@ -109,7 +109,7 @@ func TestSimpleEnrollRefused(t *testing.T) {
 	t.Parallel()
 	e := serve(t, newSite(t, "default", "blue"), nil)
 	inst, token := e.reserve("default", "web-1", nil)
-	_, blueToken := e.reserve("blue", "db-1", nil)
+	blue, blueToken := e.reserve("blue", "db-1", nil)
 	good := request(t, newKey(t))
 	broken, err := base64.StdEncoding.DecodeString(good)
 	if err != nil {
@@ -131,6 +131,7 @@ func TestSimpleEnrollRefused(t *testing.T) {
 		{"not a name", "", "../web-1", token, good, unauthorized},
 		{"oversize user", "", strings.Repeat("w", 300), token, good, unauthorized},
 		{"another tenant's name", "", "blue/db-1", blueToken, good, unauthorized},
+		{"another tenant's identifier", "", string(blue.ID), blueToken, good, unauthorized},
 		{"another label", "/.well-known/est/router/simpleenroll", id, token, good, unauthorized},
 		{"broken signature", "", id, token, base64.StdEncoding.EncodeToString(broken), 400},
 		{"empty", "", id, token, "", 400},

@@ -1,7 +1,6 @@
 package est_test
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
@@ -176,45 +175,47 @@ func TestConnections(t *testing.T) {
 	})
 }
 
-// TestSlowClients: whoever sends its handshake, header or body in drops is cut off.
+// TestSlowClients: whoever sends its handshake, header or body in drops, or
+// nothing at all, is cut off by the one limit that is short.
 func TestSlowClients(t *testing.T) {
 	t.Parallel()
-	e := serve(t, newSite(t, "default"), func(cfg *est.Config) {
-		cfg.Limits.HandshakeTimeout = 50 * time.Millisecond
-		cfg.Limits.ReadTimeout = 100 * time.Millisecond
-		cfg.Limits.IdleTimeout = 50 * time.Millisecond
-	})
-	secure := func() net.Conn {
-		conn, err := tls.Dial("tcp", e.addr, &tls.Config{ServerName: names("default")[0], RootCAs: e.cas["default"].pool()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return conn
-	}
-	plain, err := net.Dial("tcp", e.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
 	const head = "POST /.well-known/est/simpleenroll HTTP/1.1\r\nHost: default.est.example\r\nAuthorization: Basic YTpi\r\n"
+	const short = 200 * time.Millisecond
 	for name, test := range map[string]struct {
-		conn net.Conn
-		send string
+		limit func(*est.Limits)
+		plain bool
+		send  string
 	}{
-		"handshake": {plain, "\x16\x03"},
-		"header":    {secure(), head},
-		"body":      {secure(), head + "Content-Length: 10\r\n\r\nMII"},
-		"idle":      {secure(), "GET / HTTP/1.1\r\nHost: default.est.example\r\n\r\n"},
+		"handshake": {func(l *est.Limits) { l.HandshakeTimeout = short }, true, "\x16\x03"},
+		"header":    {func(l *est.Limits) { l.HandshakeTimeout = short }, false, head},
+		"body":      {func(l *est.Limits) { l.ReadTimeout = short }, false, head + "Content-Length: 10\r\n\r\nMII"},
+		"idle": {
+			func(l *est.Limits) { l.IdleTimeout = short }, false,
+			"GET / HTTP/1.1\r\nHost: default.est.example\r\n\r\n",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			defer test.conn.Close()
-			if _, err := io.WriteString(test.conn, test.send); err != nil {
+			e := serve(t, newSite(t, "default"), func(cfg *est.Config) {
+				l := &cfg.Limits
+				l.HandshakeTimeout, l.ReadTimeout, l.IdleTimeout = time.Minute, time.Minute, time.Minute
+				test.limit(l)
+			})
+			conn, err := net.Dial("tcp", e.addr)
+			if err != nil {
 				t.Fatal(err)
 			}
-			if err := test.conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			defer conn.Close()
+			if !test.plain {
+				conn = tls.Client(conn, &tls.Config{ServerName: names("default")[0], RootCAs: e.cas["default"].pool()})
+			}
+			if _, err := io.WriteString(conn, test.send); err != nil {
 				t.Fatal(err)
 			}
-			_, err := io.Copy(io.Discard, bufio.NewReader(test.conn))
+			if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			_, err = io.Copy(io.Discard, conn)
 			if ne, ok := err.(net.Error); ok && ne.Timeout() {
 				t.Error("still connected after 5 s")
 			}
