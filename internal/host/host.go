@@ -1,0 +1,287 @@
+package host
+
+import (
+	"context"
+	"io"
+	"iter"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"imprint"
+	"imprint/internal/dialect"
+	"imprint/internal/triton"
+)
+
+// Instances tells which instances this host serves.
+type Instances interface {
+	// Watch tells a list of what there is, then what changes, until ctx ends.
+	// An error says that the news is late; it does not end the sequence.
+	Watch(ctx context.Context) iter.Seq2[Notice, error]
+}
+
+// Notice is one thing that [Instances] tells; it has one of the fields.
+type Notice struct {
+	// Instance was created, has changed or came to this host.
+	Instance *imprint.Instance
+	// Relist marks an Instance as part of a list of what there is.
+	Relist bool
+	// Synced ends a list: an instance that it did not name is gone.
+	Synced bool
+	// Deleted is an instance that was deleted or left this host.
+	Deleted imprint.InstanceID
+}
+
+// Control decides about enrolments. Both methods may be called again with the
+// same content, because guests repeat what went unanswered.
+type Control interface {
+	// Enrol decides about a certificate request and returns the instance as it
+	// is then. Kind [imprint.Pending] means that the request was accepted and
+	// an operator has to approve it.
+	Enrol(ctx context.Context, s imprint.Submission) (*imprint.Instance, error)
+	// Report records what the guest did. It returns nil only if the record is durable.
+	Report(ctx context.Context, r imprint.Report) error
+}
+
+// Params has the private parameters' values.
+type Params interface {
+	// Param returns the value of an instance's private parameter, which the
+	// caller may overwrite; kind [imprint.NotFound] if there is none.
+	Param(ctx context.Context, id imprint.InstanceID, name string) (imprint.Secret, error)
+}
+
+// Config is what a [Host] needs. Every field without a default must be set.
+type Config struct {
+	Name      imprint.HostName // the witness in countersigned requests
+	RunDir    string           // below which the sockets are
+	Owner     *Owner           // who may open the sockets; nil is this process's user
+	Instances Instances
+	Control   Control
+	Params    Params
+	Secrets   *Secrets
+	// Facts returns what is common to a tenant's instances.
+	Facts  func(imprint.TenantName) (dialect.Facts, error)
+	Logger *slog.Logger     // nil discards
+	Now    func() time.Time // nil is time.Now
+	// Session tunes every session; its Logger and Now are replaced by the above.
+	Session triton.Options
+}
+
+// Host serves instances. Its methods may be called from several goroutines.
+type Host struct {
+	c Config
+
+	mu    sync.Mutex
+	units map[imprint.InstanceID]*unit
+}
+
+// New returns a Host that does nothing before [Host.Run]. It fails with kind
+// [imprint.Invalid] if the run directory's name is too long for a socket.
+func New(c Config) (*Host, error) {
+	if err := checkRunDir(c.RunDir); err != nil {
+		return nil, err
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	c.Session.Now = nil // pauses on the line are real time
+	return &Host{c: c, units: map[imprint.InstanceID]*unit{}}, nil
+}
+
+// watchPause is how long to wait before watching again after a sequence ended.
+const watchPause = time.Second
+
+// Run binds the sockets of instances that were here before, then follows the
+// watch until ctx ends. It returns after all sessions have ended; the sockets'
+// files stay, so that the next Run finds them. It fails with kind
+// [imprint.Conflict] if another process serves the same run directory.
+func (h *Host) Run(ctx context.Context) error {
+	unlock, err := lockRunDir(h.c.RunDir, h.c.Owner)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	defer h.stop()
+	for id, kinds := range boundBefore(h.c.RunDir) {
+		h.unit(ctx, id).listen(kinds)
+	}
+	for {
+		h.follow(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(watchPause):
+		}
+	}
+}
+
+// follow acts on notices until the sequence ends.
+func (h *Host) follow(ctx context.Context) {
+	listed := map[imprint.InstanceID]bool{}
+	for n, err := range h.c.Instances.Watch(ctx) {
+		switch {
+		case err != nil:
+			clear(listed) // a list that was cut short starts again
+			h.c.Logger.WarnContext(ctx, "news about instances are late", "error", err)
+		case n.Instance != nil:
+			if n.Relist {
+				listed[n.Instance.ID] = true
+			}
+			u := h.unit(ctx, n.Instance.ID)
+			u.observe(n.Instance)
+			u.listen(serialChannels(n.Instance))
+		case n.Deleted != "":
+			h.remove(n.Deleted)
+		case n.Synced:
+			h.mu.Lock()
+			known := slices.Collect(maps.Keys(h.units))
+			h.mu.Unlock()
+			for _, id := range known {
+				if !listed[id] {
+					h.remove(id)
+				}
+			}
+			clear(listed)
+		}
+	}
+}
+
+// serialChannels returns the instance's channels that this package serves.
+func serialChannels(inst *imprint.Instance) []imprint.ChannelKind {
+	return slices.DeleteFunc(slices.Clone(inst.Spec.Channels), func(k imprint.ChannelKind) bool {
+		return k != imprint.Serial2 && k != imprint.VirtioSerial
+	})
+}
+
+// unit returns the instance's unit and makes one that lives until ctx ends if
+// there is none.
+func (h *Host) unit(ctx context.Context, id imprint.InstanceID) *unit {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	u, ok := h.units[id]
+	if !ok {
+		u = newUnit(ctx, h, id)
+		h.units[id] = u
+	}
+	return u
+}
+
+// known returns the instance's unit, or an error of kind [imprint.NotFound].
+func (h *Host) known(op string, id imprint.InstanceID) (*unit, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if u, ok := h.units[id]; ok {
+		return u, nil
+	}
+	return nil, imprint.Errorf(imprint.NotFound, op, string(id), "no such instance on this host")
+}
+
+func (h *Host) remove(id imprint.InstanceID) {
+	h.mu.Lock()
+	u, ok := h.units[id]
+	delete(h.units, id)
+	h.mu.Unlock()
+	if ok {
+		u.stop()
+		removeSockets(h.c.RunDir, id)
+	}
+	h.c.Secrets.Drop(id)
+}
+
+func (h *Host) stop() {
+	h.mu.Lock()
+	units := slices.Collect(maps.Values(h.units))
+	clear(h.units)
+	h.mu.Unlock()
+	for _, u := range units {
+		u.stop()
+	}
+}
+
+// Refresh renders every instance again, after the [dialect.Facts] of a tenant changed.
+func (h *Host) Refresh() {
+	h.mu.Lock()
+	units := slices.Collect(maps.Values(h.units))
+	h.mu.Unlock()
+	for _, u := range units {
+		u.render()
+	}
+}
+
+// Socket returns the path of an instance's socket for a channel.
+func (h *Host) Socket(id imprint.InstanceID, kind imprint.ChannelKind) string {
+	return socketPath(h.c.RunDir, id, kind)
+}
+
+// Serve speaks with the guest over conn, which the caller knows to be the
+// instance's channel kind: a pty, a pipe, a connection of its own. It returns
+// when conn or ctx ends, or when a newer connection takes the channel over, and
+// closes conn. It fails with kind [imprint.NotFound] if the instance is not here,
+// and [imprint.Denied] if it does not have the channel.
+func (h *Host) Serve(ctx context.Context, id imprint.InstanceID, kind imprint.ChannelKind, conn io.ReadWriteCloser) error {
+	u, err := h.known("serve", id)
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	return u.serve(ctx, kind, conn)
+}
+
+// Dial connects to a socket on which the hypervisor listens and serves the
+// guest there, again and again until ctx ends.
+func (h *Host) Dial(ctx context.Context, id imprint.InstanceID, kind imprint.ChannelKind, path string) error {
+	pause := dialPauseMin
+	for {
+		conn, err := dialSocket(ctx, path)
+		if err == nil {
+			pause = dialPauseMin
+			err = h.Serve(ctx, id, kind, conn)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		h.c.Logger.DebugContext(ctx, "dialling again", "instance", id, "socket", path, "because", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+			pause = min(2*pause, dialPauseMax)
+		}
+	}
+}
+
+// Send queues a message for the guest, which finds it under imprint:pipe. It
+// fails with kind [imprint.Exhausted] if the message is larger than
+// [MaxMessage] or the queue is full, and [imprint.NotFound] for an unknown instance.
+func (h *Host) Send(id imprint.InstanceID, message []byte) error {
+	u, err := h.known("send", id)
+	if err != nil {
+		return err
+	}
+	return u.down.put(message)
+}
+
+// Receive returns the guest's oldest message and leaves it in the queue; it
+// waits for one until ctx ends. [Host.Acknowledge] takes it out.
+func (h *Host) Receive(ctx context.Context, id imprint.InstanceID) ([]byte, error) {
+	u, err := h.known("receive", id)
+	if err != nil {
+		return nil, err
+	}
+	return u.up.wait(ctx)
+}
+
+// Acknowledge removes the guest's oldest message if its digest is d.
+func (h *Host) Acknowledge(id imprint.InstanceID, d imprint.Digest) error {
+	u, err := h.known("acknowledge", id)
+	if err != nil {
+		return err
+	}
+	u.up.acknowledge(d)
+	return nil
+}

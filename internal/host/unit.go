@@ -1,0 +1,287 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"imprint"
+	"imprint/internal/dialect"
+	"imprint/internal/triton"
+)
+
+// unit is one instance on this host: its record as last heard, what is rendered
+// from it, and its ports.
+type unit struct {
+	host *Host
+	id   imprint.InstanceID
+	log  *slog.Logger
+	ctx  context.Context // ends with the unit
+	end  context.CancelFunc
+	runs sync.WaitGroup // listeners and their sessions
+
+	notes    *notes // keys that the guest put
+	down, up *queue // messages to and from the guest
+
+	mu        sync.Mutex
+	snapshot  *snapshot                      // guarded by mu; nil until the record is heard
+	changed   chan struct{}                  // guarded by mu; closed and replaced with each snapshot
+	delivered imprint.Generation             // guarded by mu; whose delivery is on record
+	ports     map[imprint.ChannelKind]*port // guarded by mu
+
+	// listeners has what ends each listener and removes its socket; it belongs
+	// to Run's goroutine.
+	listeners map[imprint.ChannelKind]func()
+}
+
+// snapshot is an instance with everything that is rendered from it. It is never changed.
+type snapshot struct {
+	inst   *imprint.Instance
+	facts  dialect.Facts
+	stock  *imprint.View
+	native map[imprint.ChannelKind]*imprint.View
+	// payload is nil if it could not be made; err says why.
+	payload *imprint.Payload
+	encoded []byte
+	err     error
+}
+
+func newUnit(ctx context.Context, h *Host, id imprint.InstanceID) *unit {
+	ctx, end := context.WithCancel(ctx)
+	return &unit{
+		host: h, id: id, log: h.c.Logger.With("instance", id), ctx: ctx, end: end,
+		notes: newNotes(), down: newQueue(), up: newQueue(),
+		changed:   make(chan struct{}),
+		ports:     map[imprint.ChannelKind]*port{},
+		listeners: map[imprint.ChannelKind]func(){},
+	}
+}
+
+// stop ends all sessions and listeners and waits for them.
+func (u *unit) stop() {
+	u.end()
+	u.runs.Wait()
+}
+
+// observe takes a newer record of the instance.
+func (u *unit) observe(inst *imprint.Instance) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	old := u.snapshot
+	if old != nil && inst.Revision <= old.inst.Revision {
+		return
+	}
+	if old != nil && inst.Generation != old.inst.Generation {
+		u.notes.reset()
+		u.down.reset()
+		u.up.reset()
+	}
+	u.host.c.Secrets.expire(inst.ID, inst.Generation)
+	u.publish(u.rendered(inst, old))
+}
+
+// render renders the same record again.
+func (u *unit) render() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.snapshot != nil {
+		u.publish(u.rendered(u.snapshot.inst, u.snapshot))
+	}
+}
+
+// publish is called with mu held.
+func (u *unit) publish(s *snapshot) {
+	u.snapshot = s
+	close(u.changed)
+	u.changed = make(chan struct{})
+}
+
+// rendered makes a snapshot. The payload's bytes stay those of old, whatever
+// the time is now, unless something else in it changed: what a guest reads twice
+// and what the log has a digest of is one document.
+func (u *unit) rendered(inst *imprint.Instance, old *snapshot) *snapshot {
+	s := &snapshot{inst: inst, native: map[imprint.ChannelKind]*imprint.View{}}
+	if s.facts, s.err = u.host.c.Facts(inst.Spec.Tenant); s.err == nil {
+		s.payload = dialect.Payload(inst, s.facts, u.host.c.Now())
+		s.encoded, s.err = s.payload.Encode()
+	}
+	if s.err != nil {
+		u.log.Error("the payload cannot be rendered", "error", s.err)
+	} else if old != nil && old.err == nil {
+		again := *s.payload
+		again.Time = old.payload.Time
+		if b, err := again.Encode(); err == nil && string(b) == string(old.encoded) {
+			s.payload, s.encoded = old.payload, old.encoded
+		}
+	}
+	s.stock = dialect.Triton(inst, s.facts)
+	for _, c := range imprint.Channels() {
+		s.native[c.Kind] = dialect.Native(inst, s.facts, s.encoded, c.Readers)
+	}
+	return s
+}
+
+// current returns the latest snapshot, nil if there is none, and a channel that
+// is closed when there is a newer one.
+func (u *unit) current() (*snapshot, <-chan struct{}) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.snapshot, u.changed
+}
+
+// await returns the first snapshot that is wanted; nil if ctx ends before.
+func (u *unit) await(ctx context.Context, wanted func(*snapshot) bool) *snapshot {
+	for {
+		s, changed := u.current()
+		if s != nil && wanted(s) {
+			return s
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// port is where one of the instance's channels arrives. It has one session at a
+// time, and the newest connection wins: a hypervisor that was started again must
+// get through while the old one hangs or is being taken down. What connects by
+// mistake loses the port again when the hypervisor reconnects.
+type port struct {
+	mu      sync.Mutex
+	end     context.CancelCauseFunc // guarded by mu; of the session that has the port
+	settled chan struct{}           // guarded by mu; closed when that session is over
+}
+
+var errReplaced = errors.New("a newer connection has the port")
+
+// take ends the session that has the port, if any, waits for its end, and makes
+// the caller the one that has it until leave is called.
+func (p *port) take(ctx context.Context) (session context.Context, leave func()) {
+	session, end := context.WithCancelCause(ctx)
+	settled := make(chan struct{})
+	p.mu.Lock()
+	previousEnd, previous := p.end, p.settled
+	p.end, p.settled = end, settled
+	p.mu.Unlock()
+	if previous != nil {
+		previousEnd(errReplaced)
+		<-previous
+	}
+	return session, func() { end(nil); close(settled) }
+}
+
+// serve speaks with the guest over conn until that ends.
+func (u *unit) serve(ctx context.Context, kind imprint.ChannelKind, conn io.ReadWriteCloser) error {
+	channel, ok := imprint.ChannelOf(kind)
+	if !ok || !channel.Live || !channel.Upward {
+		conn.Close()
+		return imprint.Errorf(imprint.Invalid, "serve", string(kind), "not a channel that serves a stream")
+	}
+	u.mu.Lock()
+	p := u.ports[kind]
+	if p == nil {
+		p = &port{}
+		u.ports[kind] = p
+	}
+	u.mu.Unlock()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(u.ctx, cancel)()
+	ctx, leave := p.take(ctx)
+	defer leave()
+
+	// Silence until the record is here: the guest asks again, whereas it would
+	// believe a wrong answer.
+	s := u.await(ctx, func(*snapshot) bool { return true })
+	if s == nil {
+		conn.Close()
+		return context.Cause(ctx)
+	}
+	if !slices.Contains(s.inst.Spec.Channels, kind) {
+		conn.Close()
+		return imprint.Errorf(imprint.Denied, "serve", s.inst.Ref(), "the instance has no channel %s", kind)
+	}
+	log := u.log.With("channel", kind)
+	log.InfoContext(ctx, "guest's port connected")
+	options := u.host.c.Session
+	options.Logger = log
+	err := triton.Serve(ctx, conn, &session{unit: u, channel: channel, log: log}, options)
+	log.InfoContext(ctx, "guest's port disconnected", "because", err)
+	return err
+}
+
+// bindPause is how long to wait before trying again to bind a socket.
+const bindPause = 5 * time.Second
+
+// listen makes the unit listen on the sockets of these channels and no others.
+func (u *unit) listen(kinds []imprint.ChannelKind) {
+	for kind, stop := range u.listeners {
+		if !slices.Contains(kinds, kind) {
+			stop()
+			delete(u.listeners, kind)
+		}
+	}
+	for _, kind := range kinds {
+		if u.listeners[kind] != nil {
+			continue
+		}
+		path := u.host.Socket(u.id, kind)
+		ctx, cancel := context.WithCancel(u.ctx)
+		done := make(chan struct{})
+		u.listeners[kind] = func() {
+			cancel()
+			<-done
+			removeSocket(path)
+		}
+		// The first attempt is made here, so that the socket exists when this returns.
+		listener, err := bind(path, u.host.c.Owner)
+		u.runs.Go(func() {
+			defer close(done)
+			u.accept(ctx, kind, path, listener, err)
+		})
+	}
+}
+
+// accept serves connections to path until ctx ends. It starts from what the
+// first attempt to bind gave.
+func (u *unit) accept(ctx context.Context, kind imprint.ChannelKind, path string, l *net.UnixListener, err error) {
+	var sessions sync.WaitGroup
+	defer sessions.Wait()
+	for {
+		if err == nil {
+			stop := context.AfterFunc(ctx, func() { l.Close() })
+			for {
+				conn, aerr := l.Accept()
+				if aerr != nil {
+					err = aerr
+					break
+				}
+				sessions.Go(func() {
+					if err := u.serve(ctx, kind, conn); err != nil && ctx.Err() == nil {
+						u.log.DebugContext(ctx, "session over", "channel", kind, "because", err)
+					}
+				})
+			}
+			stop()
+			l.Close()
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		u.log.ErrorContext(ctx, "the guest's socket does not work", "channel", kind, "error", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(bindPause):
+		}
+		l, err = bind(path, u.host.c.Owner)
+	}
+}
