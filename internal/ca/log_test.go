@@ -4,6 +4,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -130,3 +132,61 @@ func BenchmarkIssueLogged(b *testing.B) {
 	}
 }
 
+func TestOpenLogRefuses(t *testing.T) {
+	t.Parallel()
+	refused := func(l *testLog, what string) {
+		t.Helper()
+		log, err := OpenLog(t.Context(), l.config())
+		if err == nil {
+			log.Close()
+		}
+		if imprint.KindOf(err) != imprint.Conflict || imprint.HintOf(err) == "" {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	l := newTestLog(t)
+	refused(l, "in use")
+	l.fill(t, 3)
+	l.close(t)
+
+	other := *l
+	other.key, _, _ = GenerateLogKey("server.example")
+	refused(&other, "another key")
+
+	remove := func(name string) (back func()) {
+		path := filepath.Join(l.dir, name)
+		if err := os.Rename(path, path+".away"); err != nil {
+			t.Fatal(err)
+		}
+		return func() { os.Rename(path+".away", path) }
+	}
+	back := remove(treeStateName)
+	refused(l, "tree state lost: going on would start again at 0")
+	back()
+	back = remove(checkpointName)
+	refused(l, "checkpoint lost")
+	back()
+	l.open(t)
+	l.fill(t, 1)
+	l.close(t)
+	if report, err := VerifyLog(l.fs(), l.verifier, VerifyOptions{AtLeast: 4}); err != nil || report.Last == nil {
+		t.Error(err)
+	}
+}
+
+func TestAppendAfterClose(t *testing.T) {
+	t.Parallel()
+	l := newTestLog(t)
+	l.close(t)
+	if _, err := l.Append(t.Context(), Entry{}); imprint.KindOf(err) != imprint.Unavailable {
+		t.Error(err)
+	}
+}
+
+func TestLogKeysAreNotPrinted(t *testing.T) {
+	t.Parallel()
+	cfg := LogConfig{Key: imprint.NewSecret([]byte("PRIVATE+KEY+x")), Dir: t.TempDir()}
+	if _, err := OpenLog(t.Context(), cfg); imprint.KindOf(err) != imprint.Invalid || strings.Contains(err.Error(), "PRIVATE") {
+		t.Error(err)
+	}
+}

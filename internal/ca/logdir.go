@@ -154,6 +154,9 @@ func readTreeState(log fs.FS) (treeState, error) {
 	if err := json.Unmarshal(raw, &state); err != nil {
 		return state, imprint.Errorf(imprint.Invalid, "read", treeStateName, "%w", err)
 	}
+	if want, err := json.Marshal(state); err != nil || !bytes.Equal(want, raw) {
+		return state, imprint.Errorf(imprint.Invalid, "read", treeStateName, "it is not as it was written")
+	}
 	return state, nil
 }
 
