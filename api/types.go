@@ -1,0 +1,204 @@
+// Package api is imprint's control API: the types that travel over it and a
+// client in Go. The server is internal/server; its OpenAPI document describes
+// the same types to other languages.
+//
+// No type of a response has a field that could hold a secret. Values of
+// parameters travel only towards the server, as [Value], which redacts itself
+// everywhere but in the client's own encoding. Two answers are credentials as a
+// whole, a hand-carried payload with its token and an exported root key: they
+// are bare bodies, which the client returns as [imprint.Secret].
+package api
+
+import (
+	"encoding/base64"
+	"net/netip"
+	"time"
+
+	"imprint"
+)
+
+// Prefix is the path under which version 1 of the API lives.
+const Prefix = "/v1"
+
+// Limits that both ends keep.
+const (
+	MaxCreateBody  = 16 << 20 // bytes of a create request: all parameters at their limit
+	MaxBody        = 256 << 10
+	MaxPipeMessage = 16 << 10 // bytes of one message on an instance's pipe
+	MaxPage        = 1000     // instances in one page
+	DefaultPage    = 200
+	MaxReason      = 1 << 10 // bytes of the reason for a revocation
+)
+
+// Instance is an instance as the API shows it.
+type Instance struct {
+	ID         imprint.InstanceID `json:"id"`
+	Ref        string             `json:"ref" doc:"The name for people: name, or tenant/name outside the default tenant."`
+	Spec       imprint.Spec       `json:"spec"`
+	Generation imprint.Generation `json:"generation"`
+	Enrolment  Enrolment          `json:"enrolment"`
+	Created    time.Time          `json:"created"`
+	Updated    time.Time          `json:"updated"`
+	Events     uint64             `json:"events" doc:"How many events were ever recorded."`
+	Revision   int64              `json:"revision" doc:"The store's revision of this record."`
+}
+
+// Enrolment is what imprint observed of the present generation's claim. It is
+// [imprint.Enrolment] without the hash of the one-time token.
+type Enrolment struct {
+	State        imprint.State        `json:"state"`
+	Expires      time.Time            `json:"expires,omitzero"`
+	TokenExpires time.Time            `json:"tokenExpires,omitzero" doc:"Until when the one-time token may be used, if one was handed out."`
+	Delivery     *imprint.Delivery    `json:"delivery,omitempty"`
+	Claim        *imprint.Claim       `json:"claim,omitempty"`
+	Certificate  *imprint.Certificate `json:"certificate,omitempty"`
+	ConfirmedAt  time.Time            `json:"confirmedAt,omitzero"`
+	ClosedAt     time.Time            `json:"closedAt,omitzero"`
+	Password     []byte               `json:"password,omitempty" doc:"What the guest posted, encrypted to the operator."`
+	Reason       string               `json:"reason,omitempty" doc:"Why a side exit was taken."`
+}
+
+// FromInstance returns how the API shows i.
+func FromInstance(i *imprint.Instance) Instance {
+	e := &i.Enrolment
+	return Instance{
+		ID: i.ID, Ref: i.Ref(), Spec: i.Spec, Generation: i.Generation,
+		Enrolment: Enrolment{
+			State: e.State, Expires: e.Expires, TokenExpires: e.TokenExpires, Delivery: e.Delivery, Claim: e.Claim,
+			Certificate: e.Certificate, ConfirmedAt: e.ConfirmedAt, ClosedAt: e.ClosedAt, Password: e.Password, Reason: e.Reason,
+		},
+		Created: i.Created, Updated: i.Updated, Events: i.Events, Revision: i.Revision,
+	}
+}
+
+// Value is the value of a private or secret parameter on its way to the server:
+// base64 on the wire. It prints, logs and marshals as "[redacted]"; only the
+// client's own encoding of a request reveals it.
+type Value struct{ imprint.Secret }
+
+// UnmarshalText decodes base64.
+func (v *Value) UnmarshalText(text []byte) error {
+	b, err := base64.StdEncoding.AppendDecode(nil, text)
+	if err != nil {
+		return imprint.Errorf(imprint.Invalid, "decode", "value", "it is not base64")
+	}
+	v.Secret = imprint.NewSecret(b)
+	return nil
+}
+
+// CreateRequest asks for a new instance.
+type CreateRequest struct {
+	Spec imprint.Spec `json:"spec"`
+	// Values are those of the private and secret parameters, by name.
+	Values map[string]Value `json:"values,omitempty" doc:"Values of the private and secret parameters by name, in base64."`
+	DryRun bool             `json:"dryRun,omitempty" doc:"Check everything and create nothing."`
+}
+
+// Created answers a [CreateRequest].
+type Created struct {
+	// Instance is what was created, or would be: then it has no ID.
+	Instance Instance `json:"instance"`
+	// Missing names the secret parameters whose values the serving host does not hold.
+	Missing []string `json:"missing,omitempty" doc:"Secret parameters whose values the serving host does not hold."`
+}
+
+// Query selects instances.
+type Query struct {
+	Tenant imprint.TenantName
+	Host   imprint.HostName
+	After  string // the Next of an earlier page
+	Limit  int    // 0 is DefaultPage
+}
+
+// Page is one page of a list.
+type Page struct {
+	Instances []Instance `json:"instances"`
+	Next      string     `json:"next,omitempty" doc:"Where the next page starts; absent on the last."`
+}
+
+// Description is all there is to say about an instance.
+type Description struct {
+	Instance Instance        `json:"instance"`
+	Timeline []imprint.Event `json:"timeline"`
+	Missing  []string        `json:"missing,omitempty" doc:"Secret parameters whose values the serving host does not hold."`
+}
+
+// Timeline is the kept part of an instance's events, oldest first.
+type Timeline struct {
+	Events []imprint.Event `json:"events"`
+}
+
+// ParamRequest sets the value of a parameter that the spec declares.
+type ParamRequest struct {
+	Value Value `json:"value" doc:"The value, in base64."`
+}
+
+// RevokeRequest says why an instance is revoked.
+type RevokeRequest struct {
+	Reason string `json:"reason,omitempty" maxLength:"1024"`
+}
+
+// TokenRequest asks for a one-time token.
+type TokenRequest struct {
+	TTL imprint.Duration `json:"ttl,omitempty" doc:"How long it may be used, like 36h; absent for the server's default."`
+}
+
+// Scope narrows a watch down; the zero value is everything.
+type Scope struct {
+	Tenant   imprint.TenantName
+	Host     imprint.HostName
+	Instance string // an ID or name
+}
+
+// Notice is one line of a watch: an instance as it became, one that was
+// deleted, or an event of a timeline.
+type Notice struct {
+	// Revision is the store's revision of the change.
+	Revision int64 `json:"revision"`
+	// Relist marks an instance that is reported because changes were missed
+	// (or the watch began), not because it just changed.
+	Relist   bool               `json:"relist,omitempty"`
+	Instance *Instance          `json:"instance,omitempty"`
+	Deleted  imprint.InstanceID `json:"deleted,omitempty"`
+	Event    *imprint.Event     `json:"event,omitempty"`
+	// Error ends the watch.
+	Error *Problem `json:"error,omitempty"`
+}
+
+// Authority describes a tenant's CA.
+type Authority struct {
+	Tenant   imprint.TenantName `json:"tenant"`
+	Domains  []string           `json:"domains" doc:"The DNS suffixes that certificates may name."`
+	Networks []netip.Prefix     `json:"networks,omitempty" doc:"The address ranges that certificates may name."`
+	CheckIn  string             `json:"checkIn,omitempty" doc:"The host name of the tenant's check-in endpoint."`
+	Root     CACertificate      `json:"root"`
+	Issuing  CACertificate      `json:"issuing"`
+	// RootKeyHere tells whether the root's key is still on the server.
+	RootKeyHere bool   `json:"rootKeyHere" doc:"Whether the root's key is still on the server."`
+	SSH         string `json:"ssh,omitempty" doc:"The key that signs SSH host certificates, in authorized_keys form."`
+}
+
+// CACertificate summarizes a CA's certificate.
+type CACertificate struct {
+	Subject   string         `json:"subject"`
+	Serial    imprint.Serial `json:"serial"`
+	NotBefore time.Time      `json:"notBefore"`
+	NotAfter  time.Time      `json:"notAfter"`
+	// Fingerprint is the SHA-256 of the certificate's DER.
+	Fingerprint imprint.Digest `json:"fingerprint"`
+	DER         []byte         `json:"der"`
+}
+
+// ReissueRequest asks for a new issuing CA.
+type ReissueRequest struct {
+	RootKey Value `json:"rootKey,omitempty" doc:"The exported root key as PEM in base64; absent while it is still on the server."`
+}
+
+// Info says who answers.
+type Info struct {
+	Version string           `json:"version"`
+	Host    imprint.HostName `json:"host"`
+	// Caller is how the server knows the caller, and Role what that allows.
+	Caller string `json:"caller"`
+	Role   string `json:"role"`
+}

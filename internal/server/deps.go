@@ -1,0 +1,123 @@
+package server
+
+import (
+	"context"
+	"io"
+	"iter"
+	"time"
+
+	"imprint"
+	"imprint/api"
+)
+
+// Instances reads the store. All methods may fail with kind Unavailable, and
+// those with an ID with kind NotFound.
+type Instances interface {
+	Instance(ctx context.Context, id imprint.InstanceID) (*imprint.Instance, error)
+	Lookup(ctx context.Context, tenant imprint.TenantName, name imprint.InstanceName) (imprint.InstanceID, error)
+	// List returns one page and where the next one starts; "" after the last.
+	List(ctx context.Context, q api.Query) (page []*imprint.Instance, next string, err error)
+	// Events returns the kept events after the one numbered after, oldest first.
+	Events(ctx context.Context, id imprint.InstanceID, after uint64) ([]imprint.Event, error)
+}
+
+// Registry creates and deletes instances. by says who asked, for the timeline.
+type Registry interface {
+	// Create reserves an instance and stores it together with its private values,
+	// sealed: all of it or nothing. Kinds: Exists if the name is taken, Invalid,
+	// Denied for names outside the tenant's constraint.
+	Create(ctx context.Context, spec imprint.Spec, private map[string]imprint.Secret, by string) (*imprint.Instance, error)
+	Delete(ctx context.Context, id imprint.InstanceID, by string) error
+}
+
+// Decisions are the operator's moves in an enrolment. Kinds: NotFound; Conflict
+// if the present state does not allow the move.
+type Decisions interface {
+	Approve(ctx context.Context, id imprint.InstanceID, by string) (*imprint.Instance, error)
+	Revoke(ctx context.Context, id imprint.InstanceID, reason, by string) (*imprint.Instance, error)
+	Rebirth(ctx context.Context, id imprint.InstanceID, by string) (*imprint.Instance, error)
+}
+
+// Credentials hands out one-time tokens. A new token replaces an earlier one; a
+// ttl of 0 is the default. Kinds: NotFound, Conflict once a key is bound.
+type Credentials interface {
+	Token(ctx context.Context, id imprint.InstanceID, ttl time.Duration) (imprint.Secret, error)
+	// Payload is the encoded payload with a fresh token in it.
+	Payload(ctx context.Context, id imprint.InstanceID, ttl time.Duration) (imprint.Secret, error)
+}
+
+// Params keeps the values of parameters, each sort where it belongs.
+type Params interface {
+	// PutPublic changes the value in the spec.
+	PutPublic(ctx context.Context, id imprint.InstanceID, name, value, by string) error
+	// PutPrivate seals the value and stores it.
+	PutPrivate(ctx context.Context, id imprint.InstanceID, name string, value imprint.Secret, by string) error
+	// PutSecret hands the value to the memory of the host that serves the
+	// instance. Kind: Unavailable if that host cannot be reached.
+	PutSecret(ctx context.Context, i *imprint.Instance, name string, value imprint.Secret) error
+	// Missing names the secret parameters whose values that host does not hold:
+	// all of them while it cannot be reached.
+	Missing(ctx context.Context, i *imprint.Instance) []string
+}
+
+// Pipes are the message queues between operator and guest.
+type Pipes interface {
+	// Send queues a message for the guest. Kind: Exhausted while the queue is full.
+	Send(ctx context.Context, id imprint.InstanceID, message []byte) error
+	// Receive takes the oldest message from the guest; ok is false if there is none.
+	Receive(ctx context.Context, id imprint.InstanceID) (message []byte, ok bool, err error)
+}
+
+// Notice is one change in the store.
+type Notice struct {
+	Revision int64
+	Relist   bool // reported because changes were missed, or the watch began
+	Instance *imprint.Instance
+	Deleted  imprint.InstanceID
+	Event    *imprint.Event
+}
+
+// Scope narrows a watch; the zero value is everything.
+type Scope struct {
+	Tenant   imprint.TenantName
+	Host     imprint.HostName
+	Instance imprint.InstanceID
+}
+
+// Watcher follows the store.
+type Watcher interface {
+	// Watch yields the notices at and after revision from, those of one revision
+	// always in the same order. With 0, or when from is no longer kept, it begins
+	// with the instances there are, marked Relist. It ends with an error or when
+	// ctx is done.
+	Watch(ctx context.Context, scope Scope, from int64) iter.Seq2[Notice, error]
+}
+
+// Authorities publishes what everybody may know of the tenants' CAs. Kind:
+// NotFound if there is no such tenant.
+type Authorities interface {
+	Authority(ctx context.Context, tenant imprint.TenantName) (*api.Authority, error)
+	// Bundle is PEM, the root first.
+	Bundle(ctx context.Context, tenant imprint.TenantName) ([]byte, error)
+	// CRL is the current revocation list in DER.
+	CRL(ctx context.Context, tenant imprint.TenantName) ([]byte, error)
+}
+
+// RootKeys is what operators do with the tenants' root keys. Kinds: NotFound if
+// there is no such tenant or its key was taken out.
+type RootKeys interface {
+	// Export returns the key as PEM.
+	Export(ctx context.Context, tenant imprint.TenantName, by string) (imprint.Secret, error)
+	// Drop removes the key from the server.
+	Drop(ctx context.Context, tenant imprint.TenantName, by string) error
+	// Reissue makes a new issuing CA; a zero key means the one on the server.
+	// Kind: Conflict if there is none.
+	Reissue(ctx context.Context, tenant imprint.TenantName, key imprint.Secret, by string) (*api.Authority, error)
+}
+
+// IssuanceLog gives copies of the issuance log.
+type IssuanceLog interface {
+	// WriteTar writes the log's files, the checkpoint first, so that what it
+	// covers is in the archive.
+	WriteTar(ctx context.Context, w io.Writer) error
+}

@@ -1,0 +1,469 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"imprint"
+	"imprint/api"
+	"imprint/internal/manifest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func checkSpec(s *imprint.Spec) error { return manifest.Check(s) }
+
+func prefixes(all ...string) (out []netip.Prefix) {
+	for _, p := range all {
+		out = append(out, netip.MustParsePrefix(p))
+	}
+	return out
+}
+
+func web(name string) imprint.Spec {
+	return imprint.Spec{
+		Name: imprint.InstanceName(name), DNSNames: []string{name + ".lab.internal"},
+		Params: []imprint.Param{
+			{Name: "motd", Visibility: imprint.Public, Value: "hello"},
+			{Name: "db-password", Visibility: imprint.Private},
+			{Name: "join-key", Visibility: imprint.SecretOnly},
+		},
+	}
+}
+
+func values() map[string]imprint.Secret {
+	return map[string]imprint.Secret{
+		"db-password": imprint.NewSecret([]byte("canary-private")),
+		"join-key":    imprint.NewSecret([]byte("canary-secret \x00\xff")),
+	}
+}
+
+func must[T any](t *testing.T) func(T, error) T {
+	return func(v T, err error) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+// A value reaches the place where its visibility wants it, and nothing else.
+func TestCreate(t *testing.T) {
+	t.Parallel()
+	r, ctx := start(t), t.Context()
+	created := must[*api.Created](t)(r.client.Create(ctx, web("web-1"), values(), false))
+	i := created.Instance
+	if !imprint.ValidID(string(i.ID)) || i.Ref != "web-1" || i.Enrolment.State != imprint.Reserved || len(created.Missing) != 0 {
+		t.Errorf("created %+v", created)
+	}
+	if i.Spec.Host != "hv-1" || i.Spec.Tenant != "default" || !slices.Equal(i.Spec.Channels, []imprint.ChannelKind{imprint.VirtioSerial, imprint.Serial2}) {
+		t.Errorf("defaults: %+v", i.Spec)
+	}
+	if got := r.private[string(i.ID)+"/db-password"]; got != "canary-private" {
+		t.Errorf("private value: %q", got)
+	}
+	if got := r.secret[string(i.ID)+"/join-key"]; got != "canary-secret \x00\xff" {
+		t.Errorf("secret value: %q", got)
+	}
+	for _, ref := range []string{"web-1", "default/web-1", string(i.ID)} {
+		if got := must[*api.Instance](t)(r.client.Get(ctx, ref)); got.ID != i.ID {
+			t.Errorf("%s is %s", ref, got.ID)
+		}
+	}
+	d := must[*api.Description](t)(r.client.Describe(ctx, "web-1"))
+	if len(d.Timeline) != 1 || !strings.HasPrefix(d.Timeline[0].Detail["by"], "uid ") {
+		t.Errorf("timeline: %+v", d.Timeline)
+	}
+	shown, _ := json.Marshal(d)
+	for _, canary := range []string{"canary", "tokenHash"} {
+		if bytes.Contains(shown, []byte(canary)) || strings.Contains(r.log.String(), canary) {
+			t.Errorf("%s is in the answer or the log", canary)
+		}
+	}
+}
+
+// Each bad request is refused with its kind, its words and its hint, and leaves
+// nothing behind.
+func TestCreateRefuses(t *testing.T) {
+	t.Parallel()
+	r, ctx := start(t), t.Context()
+	must[*api.Created](t)(r.client.Create(ctx, web("taken"), values(), false))
+	with := func(f func(*imprint.Spec, map[string]imprint.Secret)) func() (imprint.Spec, map[string]imprint.Secret) {
+		return func() (imprint.Spec, map[string]imprint.Secret) {
+			s, v := web("web-1"), values()
+			f(&s, v)
+			return s, v
+		}
+	}
+	for name, test := range map[string]struct {
+		make       func() (imprint.Spec, map[string]imprint.Secret)
+		kind       imprint.Kind
+		text, hint string
+	}{
+		"taken":      {with(func(s *imprint.Spec, _ map[string]imprint.Secret) { s.Name = "taken" }), imprint.Exists, "has an instance of that name", ""},
+		"characters": {with(func(s *imprint.Spec, _ map[string]imprint.Secret) { s.Name = "Web_1" }), imprint.Invalid, `name "Web_1" contains 'W'`, ""},
+		"no name":    {with(func(s *imprint.Spec, _ map[string]imprint.Secret) { s.Name = "" }), imprint.Invalid, "name is missing", ""},
+		"outside":    {with(func(s *imprint.Spec, _ map[string]imprint.Secret) { s.DNSNames = []string{"web.example.com"} }), imprint.Invalid, "outside the domains of tenant default", "the tenant's domains are internal"},
+		"suffix":     {with(func(s *imprint.Spec, _ map[string]imprint.Secret) { s.DNSNames = []string{"notinternal"} }), imprint.Invalid, "outside the domains", "internal"},
+		"address": {with(func(s *imprint.Spec, _ map[string]imprint.Secret) {
+			s.IPs = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+		}), imprint.Invalid, "outside the networks", "the tenant's networks are 10.0.0.0/8"},
+		"no networks": {with(func(s *imprint.Spec, _ map[string]imprint.Secret) {
+			s.Tenant, s.DNSNames, s.IPs = "acme", nil, []netip.Addr{netip.MustParseAddr("10.0.0.1")}
+		}), imprint.Invalid, "outside the networks", "the tenant has no networks at all"},
+		"tenant":     {with(func(s *imprint.Spec, _ map[string]imprint.Secret) { s.Tenant = "nobody" }), imprint.NotFound, "no such tenant", "acme and default"},
+		"no value":   {with(func(_ *imprint.Spec, v map[string]imprint.Secret) { delete(v, "db-password") }), imprint.Invalid, "parameter db-password: it is private and has no value", "manifest"},
+		"undeclared": {with(func(_ *imprint.Spec, v map[string]imprint.Secret) { v["other"] = v["join-key"] }), imprint.Invalid, "parameter other: it has a value but is not in the spec", ""},
+		"public":     {with(func(_ *imprint.Spec, v map[string]imprint.Secret) { v["motd"] = v["join-key"] }), imprint.Invalid, "it is public", ""},
+		"too long": {with(func(_ *imprint.Spec, v map[string]imprint.Secret) {
+			v["join-key"] = imprint.NewSecret(make([]byte, imprint.MaxParamLen+1))
+		}), imprint.Invalid, "65537 bytes; 65536 are allowed", ""},
+		"audience": {with(func(s *imprint.Spec, _ map[string]imprint.Secret) { s.Channels = []imprint.ChannelKind{imprint.File} }), imprint.Invalid, "could not reach the machine", ""},
+	} {
+		for _, dryRun := range []bool{true, false} {
+			spec, v := test.make()
+			_, err := r.client.Create(ctx, spec, v, dryRun)
+			if imprint.KindOf(err) != test.kind || !strings.Contains(fmt.Sprint(err), test.text) || !strings.Contains(imprint.HintOf(err), test.hint) {
+				t.Errorf("%s: got %v (%v; hint %q), want %v with %q", name, err, imprint.KindOf(err), imprint.HintOf(err), test.kind, test.text)
+			}
+			if strings.Contains(fmt.Sprint(err), "canary") {
+				t.Errorf("%s: the error shows a value", name)
+			}
+		}
+	}
+	if page := must[*api.Page](t)(r.client.List(ctx, api.Query{})); len(page.Instances) != 1 {
+		t.Errorf("%d instances are left behind", len(page.Instances)-1)
+	}
+}
+
+func TestDryRun(t *testing.T) {
+	t.Parallel()
+	r := start(t)
+	v := values()
+	delete(v, "join-key")
+	out := must[*api.Created](t)(r.client.Create(t.Context(), web("web-1"), v, true))
+	if out.Instance.ID != "" || out.Instance.Spec.Host != "hv-1" || !slices.Equal(out.Missing, []string{"join-key"}) {
+		t.Errorf("dry run: %+v", out)
+	}
+	if len(r.instances) != 0 {
+		t.Error("a dry run created something")
+	}
+}
+
+// A host that does not take a secret value costs the value, not the instance.
+func TestSecretOfUnreachableHost(t *testing.T) {
+	t.Parallel()
+	r, ctx := start(t), t.Context()
+	spec := web("web-1")
+	spec.Host = "hv-2"
+	out := must[*api.Created](t)(r.client.Create(ctx, spec, values(), false))
+	if !slices.Equal(out.Missing, []string{"join-key"}) {
+		t.Errorf("missing: %v", out.Missing)
+	}
+	err := r.client.PutParam(ctx, "web-1", "join-key", values()["join-key"])
+	if imprint.KindOf(err) != imprint.Unavailable || !strings.Contains(err.Error(), "hv-2") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestParams(t *testing.T) {
+	t.Parallel()
+	r, ctx := start(t), t.Context()
+	id := must[*api.Created](t)(r.client.Create(ctx, web("web-1"), values(), false)).Instance.ID
+	for _, name := range []string{"motd", "db-password", "join-key"} {
+		if err := r.client.PutParam(ctx, "web-1", name, imprint.NewSecret([]byte("new "+name))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r.private[string(id)+"/db-password"] != "new db-password" || r.secret[string(id)+"/join-key"] != "new join-key" {
+		t.Error("values did not arrive")
+	}
+	if i := must[*api.Instance](t)(r.client.Get(ctx, "web-1")); i.Spec.Params[0].Value != "new motd" {
+		t.Errorf("public value: %+v", i.Spec.Params)
+	}
+	err := r.client.PutParam(ctx, "web-1", "no such", imprint.NewSecret([]byte("x")))
+	if imprint.KindOf(err) != imprint.NotFound || imprint.HintOf(err) != "the instance has the parameters motd, db-password, join-key" {
+		t.Errorf("got %v, hint %q", err, imprint.HintOf(err))
+	}
+}
+
+func TestOperations(t *testing.T) {
+	t.Parallel()
+	r, ctx := start(t), t.Context()
+	spec := web("db-1")
+	spec.Tenant, spec.DNSNames = "acme", []string{"db-1.acme.example"}
+	must[*api.Created](t)(r.client.Create(ctx, spec, values(), false))
+	const ref = "acme/db-1" // the slash survives the way
+
+	if _, err := r.client.Approve(ctx, ref); imprint.KindOf(err) != imprint.Conflict {
+		t.Errorf("approve: %v", err)
+	}
+	if i := must[*api.Instance](t)(r.client.Revoke(ctx, ref, "stolen")); i.Enrolment.State != imprint.Revoked || i.Enrolment.Reason != "stolen" {
+		t.Errorf("revoke: %+v", i.Enrolment)
+	}
+	if i := must[*api.Instance](t)(r.client.Rebirth(ctx, ref)); i.Generation != 2 {
+		t.Errorf("rebirth: generation %d", i.Generation)
+	}
+	if events := must[[]imprint.Event](t)(r.client.Timeline(ctx, ref, 1)); len(events) != 2 || events[0].Kind != imprint.EventRevoked {
+		t.Errorf("timeline: %+v", events)
+	}
+	ttl, _ := imprint.ParseDuration("2d")
+	if token := must[imprint.Secret](t)(r.client.Token(ctx, ref, ttl)); string(token.Reveal()) != "token for 48h0m0s" {
+		t.Errorf("token: %q", token.Reveal())
+	}
+	if p := must[imprint.Secret](t)(r.client.Payload(ctx, ref, 0)); !strings.HasPrefix(string(p.Reveal()), `{"imprint":1`) {
+		t.Errorf("payload: %q", p.Reveal())
+	}
+	for range 2 {
+		if err := r.client.SendPipe(ctx, ref, []byte("ping\x00")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.client.SendPipe(ctx, ref, []byte("x")); imprint.KindOf(err) != imprint.Exhausted {
+		t.Errorf("a full pipe: %v", err)
+	}
+	if m := must[[]byte](t)(r.client.ReceivePipe(ctx, ref)); string(m) != "ping\x00" {
+		t.Errorf("received %q", m)
+	}
+	if err := r.client.SendPipe(ctx, ref, make([]byte, api.MaxPipeMessage+1)); err == nil || !strings.Contains(err.Error(), "too large") {
+		t.Errorf("a message that is too long: %v", err)
+	}
+	if err := r.client.SendPipe(ctx, ref, make([]byte, api.MaxPipeMessage)); err != nil {
+		t.Errorf("the longest message: %v", err)
+	}
+	if err := r.client.Delete(ctx, ref); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.Get(ctx, ref); imprint.KindOf(err) != imprint.NotFound {
+		t.Errorf("after delete: %v", err)
+	}
+	if _, err := r.client.Get(ctx, "../../etc"); imprint.KindOf(err) != imprint.NotFound {
+		t.Errorf("a ref that is no name: %v", err)
+	}
+	info := must[*api.Info](t)(r.client.Info(ctx))
+	if info.Role != "operator" || info.Host != "hv-1" || info.Version != "v0.0.0-test" {
+		t.Errorf("info: %+v", info)
+	}
+}
+
+func TestAuthorities(t *testing.T) {
+	t.Parallel()
+	r, ctx := start(t), t.Context()
+	if a := must[*api.Authority](t)(r.client.Authority(ctx, "")); a.Tenant != "default" || !a.RootKeyHere {
+		t.Errorf("authority: %+v", a)
+	}
+	if _, err := r.client.Authority(ctx, "nobody"); imprint.KindOf(err) != imprint.NotFound {
+		t.Errorf("unknown tenant: %v", err)
+	}
+	if b := must[[]byte](t)(r.client.Bundle(ctx, "")); !bytes.HasPrefix(b, []byte("-----BEGIN")) {
+		t.Errorf("bundle: %q", b)
+	}
+	if b := must[[]byte](t)(r.client.CRL(ctx, "")); len(b) != 2 {
+		t.Errorf("crl: %x", b)
+	}
+	key := must[imprint.Secret](t)(r.client.ExportRoot(ctx, ""))
+	if err := r.client.DropRoot(ctx, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.ExportRoot(ctx, ""); imprint.KindOf(err) != imprint.NotFound {
+		t.Errorf("export after drop: %v", err)
+	}
+	if _, err := r.client.Reissue(ctx, "", imprint.Secret{}); imprint.KindOf(err) != imprint.Conflict || imprint.HintOf(err) == "" {
+		t.Errorf("reissue without a key: %v", err)
+	}
+	must[*api.Authority](t)(r.client.Reissue(ctx, "", key))
+	var tar bytes.Buffer
+	if err := r.client.Log(ctx, &tar); err != nil || tar.String() != "checkpoint" {
+		t.Errorf("log: %q, %v", tar.String(), err)
+	}
+	r.mu.Lock()
+	r.fail = errors.New("the disk is gone")
+	r.mu.Unlock()
+	if err := r.client.Log(ctx, io.Discard); err == nil {
+		t.Error("a log that was broken off looks whole")
+	}
+}
+
+func TestPages(t *testing.T) {
+	t.Parallel()
+	r, ctx := start(t), t.Context()
+	var want []string
+	for n := range 5 {
+		name := fmt.Sprintf("web-%d", n)
+		want = append(want, name)
+		must[*api.Created](t)(r.client.Create(ctx, imprint.Spec{Name: imprint.InstanceName(name)}, nil, false))
+	}
+	var got []string
+	for i, err := range r.client.All(ctx, api.Query{Tenant: "default", Limit: 2}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, i.Ref)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if page := must[*api.Page](t)(r.client.List(ctx, api.Query{Host: "hv-2"})); len(page.Instances) != 0 || page.Next != "" {
+		t.Errorf("another host's: %+v", page)
+	}
+}
+
+// What huma refuses of a request names the place and never echoes the value.
+func TestMalformedRequests(t *testing.T) {
+	t.Parallel()
+	r := start(t)
+	hc := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", r.socket)
+	}}}
+	defer hc.CloseIdleConnections()
+	for body, want := range map[string]string{
+		`{"spec":{"name":"a"},"values":{"db":4711}}`:           "body.values.db: expected string",
+		`{"spec":{"name":"a"},"valeus":{"db":"aHVudGVyMg=="}}`: "body.valeus: unexpected property",
+		`{"spec":{"name":"a","color":"4711"}}`:                 "body.spec.color: unexpected property",
+		`{"spec":{"name":"a"},"values":{"db":"4711!"}}`:        "it is not base64",
+		`{`:                                      "unexpected end of JSON",
+		`{"spec":{"ips":["nonsense"]}}`:          "body.spec.ips[0]",
+		strings.Repeat(" ", api.MaxCreateBody+1): "too large",
+		`{"spec":{"name":"a","policy":{"lifetime":"4711 years"}}}`: "",
+	} {
+		resp, err := hc.Post("http://imprint/v1/instances", "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		var p api.Problem
+		if err := json.Unmarshal(b, &p); err != nil || p.Kind == "" || resp.Header.Get("Content-Type") != api.ProblemType || p.Status != resp.StatusCode {
+			t.Errorf("%.60s: %s %s is not a problem: %v", body, resp.Status, b, err)
+			continue
+		}
+		if resp.StatusCode < 400 || resp.StatusCode >= 500 || !strings.Contains(p.Detail, want) || want != "" && strings.Contains(string(b), "4711") {
+			t.Errorf("%.60s: %s", body, b)
+		}
+	}
+	resp, err := hc.Get("http://imprint/v2/instances")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusNotFound || resp.Header.Get("Content-Type") != api.ProblemType {
+		t.Errorf("an unknown path: %s", resp.Status)
+	}
+}
+
+// Internal errors and panics stay inside: an identifier goes out, the rest is in the log.
+func TestInternalErrors(t *testing.T) {
+	t.Parallel()
+	r := start(t, func(c *Config) { c.Pipes = panicking{} })
+	ctx := t.Context()
+	must[*api.Created](t)(r.client.Create(ctx, imprint.Spec{Name: "web-1"}, nil, false))
+	_, panicked := r.client.ReceivePipe(ctx, "web-1")
+	r.mu.Lock()
+	r.fail = errors.New("etcd: disk /dev/sda1 is on fire")
+	r.mu.Unlock()
+	_, failed := r.client.Get(ctx, "web-1")
+	for detail, err := range map[string]error{"index out of reason": panicked, "on fire": failed} {
+		if imprint.KindOf(err) != imprint.Internal || strings.Contains(err.Error(), detail) {
+			t.Errorf("got %v", err)
+			continue
+		}
+		id := err.Error()[strings.LastIndex(err.Error(), " ")+1:]
+		if log := r.log.String(); !strings.Contains(log, id) || !strings.Contains(log, detail) {
+			t.Errorf("%q or %q is not in the log %s", id, detail, log)
+		}
+	}
+}
+
+type panicking struct{ Pipes }
+
+func (panicking) Receive(context.Context, imprint.InstanceID) ([]byte, bool, error) {
+	panic("index out of reason")
+}
+
+// Every kind arrives at the client as what it was.
+func TestKindsSurvive(t *testing.T) {
+	t.Parallel()
+	r, ctx := start(t), t.Context()
+	for k := imprint.Invalid; k <= imprint.Contested; k++ {
+		r.mu.Lock()
+		r.fail = fmt.Errorf("outer: %w", imprint.Errorf(k, "claim", "web-1", "because").WithHint("do that"))
+		r.mu.Unlock()
+		_, err := r.client.Get(ctx, string(imprint.NewInstanceID()))
+		var e *imprint.Error
+		if !errors.As(err, &e) || e.Kind != k || e.Op != "claim" || e.Operand != "web-1" || e.Err.Error() != "because" || e.Hint != "do that" {
+			t.Errorf("%v: got %#v", k, err)
+		}
+	}
+}
+
+// No type of an answer can hold a secret.
+func TestAnswersHoldNoSecrets(t *testing.T) {
+	t.Parallel()
+	secret := map[reflect.Type]bool{reflect.TypeFor[imprint.Secret](): true, reflect.TypeFor[api.Value](): true}
+	var walk func(path string, typ reflect.Type, seen map[reflect.Type]bool)
+	walk = func(path string, typ reflect.Type, seen map[reflect.Type]bool) {
+		if secret[typ] {
+			t.Errorf("%s can hold a secret", path)
+		}
+		if seen[typ] {
+			return
+		}
+		seen[typ] = true
+		switch typ.Kind() {
+		case reflect.Pointer, reflect.Slice, reflect.Map, reflect.Array:
+			walk(path, typ.Elem(), seen)
+		case reflect.Struct:
+			for f := range typ.NumField() {
+				name := typ.Field(f).Name
+				if strings.Contains(strings.ToLower(name), "tokenhash") {
+					t.Errorf("%s.%s is a credential's hash", path, name)
+				}
+				walk(path+"."+name, typ.Field(f).Type, seen)
+			}
+		}
+	}
+	for _, answer := range []any{api.Created{}, api.Page{}, api.Description{}, api.Timeline{}, api.Notice{}, api.Authority{}, api.Info{}, api.Problem{}} {
+		walk(reflect.TypeOf(answer).Name(), reflect.TypeOf(answer), map[reflect.Type]bool{})
+	}
+}
+
+// Requests redact themselves wherever they might be printed.
+func TestRequestsRedactThemselves(t *testing.T) {
+	t.Parallel()
+	req := api.CreateRequest{Values: map[string]api.Value{"a": {Secret: imprint.NewSecret([]byte("canary"))}}}
+	b, err := json.Marshal(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, shown := range []string{string(b), fmt.Sprintf("%v %+v %#v", req, req, req)} {
+		if strings.Contains(shown, "canary") || strings.Contains(shown, "Y2FuYXJ5") || strings.Contains(shown, "63616e617279") {
+			t.Errorf("shown: %s", shown)
+		}
+	}
+}
+
+func TestNoServer(t *testing.T) {
+	t.Parallel()
+	c := api.NewUnix(t.TempDir() + "/absent.sock")
+	_, err := c.List(t.Context(), api.Query{})
+	if imprint.KindOf(err) != imprint.Unavailable || imprint.HintOf(err) != "start it with: imprint serve" || !strings.Contains(err.Error(), "absent.sock") {
+		t.Errorf("got %v, hint %q", err, imprint.HintOf(err))
+	}
+	if _, err := api.NewTLS("http://x", nil); imprint.KindOf(err) != imprint.Invalid {
+		t.Errorf("http: %v", err)
+	}
+}
