@@ -1,3 +1,6 @@
 package store
 
-var children = map[string]func(){}
+// children are what this test binary can be started as.
+var children = map[string]func(){
+	childEtcd: runEtcd,
+}

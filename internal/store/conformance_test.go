@@ -13,33 +13,35 @@ import (
 
 // TestConformance runs one suite over every kind of store.
 func TestConformance(t *testing.T) {
-	kinds := map[string]func(t *testing.T) *Store{
-		"memory": func(t *testing.T) *Store { return OpenMemory() },
-		"embedded": func(t *testing.T) *Store {
-			s, err := OpenEmbedded(t.Context(), Embedded{Dir: t.TempDir()})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return s
-		},
-	}
-	for kind, open := range kinds {
+	for kind, open := range map[string]func(t *testing.T) *Store{
+		"memory":   func(t *testing.T) *Store { return OpenMemory() },
+		"embedded": func(t *testing.T) *Store { return openEmbedded(t, t.TempDir()) },
+		"cluster":  func(t *testing.T) *Store { return newCluster(t).open(t) },
+	} {
 		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
 			s := open(t)
 			t.Cleanup(func() {
 				if err := s.Close(); err != nil {
 					t.Errorf("Close: %v", err)
 				}
 			})
-			for _, test := range conformance {
-				t.Run(test.name, func(t *testing.T) { test.run(t, s) })
-			}
+			t.Run("suite", func(t *testing.T) {
+				for _, test := range conformance {
+					t.Run(test.name, func(t *testing.T) {
+						t.Parallel()
+						test.run(t, s)
+					})
+				}
+			})
+			// The suite has ended: nobody else minds when history is forgotten.
+			t.Run("watch survives compaction", func(t *testing.T) { testWatchCompaction(t, s) })
 		})
 	}
 }
 
-// conformance is the suite. Tests share one store, so each uses names, hosts
-// and tenants of its own.
+// conformance is the suite. Its tests share one store, so each uses names,
+// hosts and tenants of its own.
 var conformance = []struct {
 	name string
 	run  func(t *testing.T, s *Store)
@@ -47,7 +49,22 @@ var conformance = []struct {
 	{"create and read", testCreate},
 	{"create refuses what is taken", testCreateTaken},
 	{"update", testUpdate},
+	{"rename and move", testRename},
+	{"a key belongs to one generation", testBindKey},
+	{"the timeline is bounded", testTimeline},
+	{"revocations", testRevocations},
+	{"delete", testDelete},
+	{"limits", testLimits},
+	{"list", testList},
+	{"sealed parameters", testSealed},
+	{"documents", testDocuments},
 	{"concurrent updates all count", testConcurrent},
+	{"two servers race for one instance", testRace},
+	{"watch by scope", testWatchScopes},
+	{"watch resumes", testWatchResume},
+	{"a slow watcher delays nobody", testWatchSlow},
+	{"watch ends", testWatchEnds},
+	{"reminders", testDue},
 }
 
 func testCreate(t *testing.T, s *Store) {
@@ -188,4 +205,80 @@ func testConcurrent(t *testing.T, s *Store) {
 	if err != nil || len(events) != 1+writers*each {
 		t.Errorf("%d events, %v", len(events), err)
 	}
+}
+
+func testRename(t *testing.T, s *Store) {
+	other := create(t, s, "rename-other")
+	i := create(t, s, "rename-old", func(i *imprint.Instance) { i.Spec.Host = "rename-a.example" })
+	update(t, s, i.ID, func(i *imprint.Instance) (imprint.Change, error) {
+		i.Spec.Name, i.Spec.Host = "rename-new", "rename-b.example"
+		return imprint.Change{}, nil
+	})
+	_, err := s.Lookup(t.Context(), i.Spec.Tenant, "rename-old")
+	wantKind(t, err, imprint.NotFound)
+	if id, err := s.Lookup(t.Context(), i.Spec.Tenant, "rename-new"); err != nil || id != i.ID {
+		t.Errorf("new name: %v, %v", id, err)
+	}
+	if names := listNames(t, s, Query{Host: "rename-a.example"}); len(names) != 0 {
+		t.Errorf("old host has %v", names)
+	}
+	if names := listNames(t, s, Query{Host: "rename-b.example"}); !slices.Equal(names, []string{"rename-new"}) {
+		t.Errorf("new host has %v", names)
+	}
+	_, err = s.Update(t.Context(), i.ID, func(i *imprint.Instance) (imprint.Change, error) {
+		i.Spec.Name = other.Spec.Name
+		return imprint.Change{}, nil
+	})
+	wantKind(t, err, imprint.Exists)
+	_, err = s.Update(t.Context(), i.ID, func(i *imprint.Instance) (imprint.Change, error) {
+		i.Spec.Host = "not a host"
+		return imprint.Change{}, nil
+	})
+	wantKind(t, err, imprint.Invalid)
+}
+
+func testBindKey(t *testing.T, s *Store) {
+	bind := func(k imprint.KeyID, gen imprint.Generation) func(*imprint.Instance) (imprint.Change, error) {
+		return func(i *imprint.Instance) (imprint.Change, error) {
+			i.Generation = gen
+			return imprint.Change{BindKey: k, Events: []imprint.Event{event(imprint.EventClaimed)}}, nil
+		}
+	}
+	a, b := create(t, s, "bind-a"), create(t, s, "bind-b")
+	update(t, s, a.ID, bind(keyID(100), 1))
+	if again := update(t, s, a.ID, bind(keyID(100), 1)); again.Events != 3 {
+		t.Errorf("binding a key again: %d events, want 3", again.Events)
+	}
+	_, err := s.Update(t.Context(), b.ID, bind(keyID(100), 1))
+	wantKind(t, err, imprint.Exists)
+	_, err = s.Update(t.Context(), a.ID, bind(keyID(100), 2))
+	wantKind(t, err, imprint.Exists)
+	if got, err := s.Instance(t.Context(), b.ID); err != nil || got.Events != 1 {
+		t.Errorf("a refused change left %d events, %v", got.Events, err)
+	}
+	update(t, s, a.ID, bind(keyID(101), 2))
+}
+
+func testTimeline(t *testing.T, s *Store) {
+	i := create(t, s, "timeline")
+	const total = imprint.MaxEvents + 40
+	for n := 1; n < total; {
+		var c imprint.Change
+		for ; n < total && len(c.Events) < MaxChangeEvents; n++ {
+			c.Events = append(c.Events, event(imprint.EventMessage))
+		}
+		update(t, s, i.ID, func(*imprint.Instance) (imprint.Change, error) { return c, nil })
+	}
+	events, err := s.Events(t.Context(), i.ID, 0)
+	if err != nil || len(events) != imprint.MaxEvents || events[0].Seq != 41 || events[len(events)-1].Seq != total {
+		t.Fatalf("%d events from %d, %v", len(events), events[0].Seq, err)
+	}
+	rest, err := s.Events(t.Context(), i.ID, total-2)
+	if err != nil || len(rest) != 2 || rest[0].Seq != total-1 {
+		t.Errorf("the last two: %+v, %v", rest, err)
+	}
+	_, err = s.Update(t.Context(), i.ID, func(*imprint.Instance) (imprint.Change, error) {
+		return imprint.Change{Events: make([]imprint.Event, MaxChangeEvents+1)}, nil
+	})
+	wantKind(t, err, imprint.Internal)
 }

@@ -100,7 +100,10 @@ func (s *Store) rewrite(cur *record, next *imprint.Instance, c *imprint.Change) 
 	if !c.Keep {
 		e.rec.Updated = e.now
 	}
-	return e, e.write(c)
+	if err := e.write(c); err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 // erase plans a Delete.

@@ -78,3 +78,13 @@ func soon(t testing.TB) context.Context {
 }
 
 func keyID(n int) imprint.KeyID { return imprint.KeyIDOf(fmt.Appendf(nil, "key %d", n)) }
+
+// openEmbedded opens an embedded store, which the caller closes.
+func openEmbedded(t testing.TB, dir string) *Store {
+	t.Helper()
+	s, err := OpenEmbedded(t.Context(), Embedded{Dir: dir})
+	if err != nil {
+		t.Fatalf("OpenEmbedded: %v", err)
+	}
+	return s
+}

@@ -126,7 +126,10 @@ func decideOnce(found *pair, decide func(*imprint.Instance) (imprint.Change, err
 		c.BindKey = ""
 	}
 	e, err := plan(cur, &next, &c)
-	return &next, &c, e, err
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return &next, &c, e, nil
 }
 
 // find reads the stored form of an instance.
