@@ -302,7 +302,7 @@ func (a *args) console(c Console) {
 	backend := "null,id=console"
 	switch c.Kind {
 	case ConsoleStdio:
-		backend = "stdio,id=console,signal=off"
+		backend = "stdio,id=console" // an interrupt ends the machine
 	case ConsoleFile:
 		backend = "file,id=console,path=" + escape(c.Path)
 	case ConsolePTY:

@@ -1,0 +1,44 @@
+# make demo    the birth of two machines, to watch (KEEP=1 leaves the server running)
+# make test    go vet and all tests, with one table at the end
+# make bench   the benchmarks, each beside its peer
+# make build   bin/imprint and bin/imprint-agent
+# make lint    gofmt, go vet and, where it is installed, golangci-lint
+# make docs    generate the references in docs/ from the code
+# make setup   install what the tests need (Debian, through apt-get)
+
+GO ?= go
+
+# Static, so that they run in any guest and on any host of their architecture.
+build: export CGO_ENABLED = 0
+build:
+	$(GO) build -trimpath -o bin/imprint ./cmd/imprint
+	$(GO) build -trimpath -ldflags='-s -w' -o bin/imprint-agent ./cmd/imprint-agent
+
+demo: build
+	@test/setup demo
+	@$(GO) build -o bin/mkguest ./demo/mkguest
+	@demo/run
+
+test: setup
+	$(GO) vet ./...
+	$(GO) vet -tags vm,interop,bench ./test/...
+	$(GO) run ./test/report
+
+bench:
+	$(GO) test -tags bench -run '^$$' -bench . -benchtime 1x -timeout 60m ./test/bench/...
+
+lint:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	@if command -v golangci-lint >/dev/null; then golangci-lint run ./...; else echo "lint: golangci-lint is not installed; only gofmt and go vet ran"; fi
+
+docs:
+	$(GO) generate ./...
+
+setup:
+	@test/setup test
+
+clean:
+	rm -rf bin
+
+.PHONY: build demo test bench lint docs setup clean

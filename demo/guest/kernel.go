@@ -1,0 +1,128 @@
+package guest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// Kernel is a Debian kernel for virtual machines, unpacked but not installed.
+type Kernel struct {
+	ABI   string // its version, as in /lib/modules
+	Image string // path of the kernel image
+	root  string // the directory that holds lib/modules
+}
+
+// kernelPackage depends on the kernel that Debian gives to virtual machines.
+const kernelPackage = "linux-image-cloud-amd64"
+
+// FetchKernel returns the kernel that is in the directory cache. If there is
+// none yet it downloads Debian's current one, which takes apt-get and the network.
+func FetchKernel(ctx context.Context, cache string) (Kernel, error) {
+	cache, err := filepath.Abs(cache) // programs that run in another directory get it
+	if err != nil {
+		return Kernel{}, err
+	}
+	dir := filepath.Join(cache, "kernel")
+	if k, err := openKernel(dir); err == nil {
+		return k, nil
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return Kernel{}, err
+	}
+	temp, err := os.MkdirTemp(cache, "kernel-*")
+	if err != nil {
+		return Kernel{}, err
+	}
+	defer os.RemoveAll(temp)
+	if err := os.Chmod(temp, 0o755); err != nil { // apt-get downloads as another user
+		return Kernel{}, err
+	}
+	if err := download(ctx, temp); err != nil {
+		return Kernel{}, fmt.Errorf("fetch %s: %w", kernelPackage, err)
+	}
+	if err := os.Rename(temp, dir); err != nil {
+		return Kernel{}, err
+	}
+	return openKernel(dir)
+}
+
+// download fetches the package that kernelPackage depends on and unpacks it in dir.
+func download(ctx context.Context, dir string) error {
+	out, err := run(ctx, dir, "apt-cache", "depends", "--important", kernelPackage)
+	if err != nil {
+		return err
+	}
+	found := regexp.MustCompile(`Depends: (linux-image-(\S+-cloud-amd64))`).FindStringSubmatch(out)
+	if found == nil {
+		return fmt.Errorf("apt knows no such package; run apt-get update")
+	}
+	pkg, abi := found[1], found[2]
+	if _, err := run(ctx, dir, "apt-get", "-q", "download", pkg); err != nil {
+		return err
+	}
+	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+	if err != nil || len(debs) != 1 {
+		return fmt.Errorf("apt-get left %d packages, want 1", len(debs))
+	}
+	if _, err := run(ctx, dir, "dpkg", "-x", debs[0], "."); err != nil {
+		return err
+	}
+	if _, err := run(ctx, dir, "depmod", "-b", ".", abi); err != nil {
+		return err
+	}
+	return os.Remove(debs[0])
+}
+
+func openKernel(root string) (Kernel, error) {
+	images, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
+	if err != nil || len(images) != 1 {
+		return Kernel{}, fmt.Errorf("open kernel %s: found %d images, want 1", root, len(images))
+	}
+	abi := strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-")
+	return Kernel{ABI: abi, Image: images[0], root: root}, nil
+}
+
+// Modules returns the paths of the named modules and of all that they need, in
+// the order in which they load. What is built into the kernel is left out.
+func (k Kernel) Modules(ctx context.Context, names ...string) ([]string, error) {
+	var paths []string
+	seen := map[string]bool{}
+	for _, name := range names {
+		out, err := run(ctx, k.root, "modprobe", "-d", k.root, "-S", k.ABI, "--show-depends", name)
+		if err != nil {
+			return nil, err
+		}
+		for line := range strings.Lines(out) {
+			path, isModule := strings.CutPrefix(strings.TrimSpace(line), "insmod ")
+			if isModule && !seen[path] {
+				seen[path] = true
+				paths = append(paths, path)
+			}
+		}
+	}
+	return paths, nil
+}
+
+// run runs a program in dir and returns what it printed. The search path has
+// the administrator's directories, where kmod is.
+func run(ctx context.Context, dir, name string, arg ...string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path = filepath.Join("/usr/sbin", name)
+	}
+	cmd := exec.CommandContext(ctx, path, arg...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	var complaint strings.Builder
+	cmd.Stderr = &complaint
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(complaint.String()))
+	}
+	return string(out), nil
+}
