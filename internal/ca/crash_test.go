@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"imprint"
 )
 
@@ -23,7 +25,7 @@ func TestMain(m *testing.M) {
 		appendForEver(dir, imprint.NewSecret([]byte(os.Getenv(childKey))))
 		return
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // appendForEver issues into the log in dir from eight goroutines and prints
