@@ -29,9 +29,9 @@ type unit struct {
 	down, up *queue // messages to and from the guest
 
 	mu        sync.Mutex
-	snapshot  *snapshot                      // guarded by mu; nil until the record is heard
-	changed   chan struct{}                  // guarded by mu; closed and replaced with each snapshot
-	delivered imprint.Generation             // guarded by mu; whose delivery is on record
+	snapshot  *snapshot                     // guarded by mu; nil until the record is heard
+	changed   chan struct{}                 // guarded by mu; closed and replaced with each snapshot
+	delivered imprint.Generation            // guarded by mu; whose delivery is on record
 	ports     map[imprint.ChannelKind]*port // guarded by mu
 
 	// listeners has what ends each listener and removes its socket; it belongs
