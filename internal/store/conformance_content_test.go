@@ -224,7 +224,8 @@ func testDocuments(t *testing.T, s *Store) {
 // testRace has two servers on one cluster claim the same instance with
 // different keys again and again: one claim has effect.
 func testRace(t *testing.T, s *Store) {
-	second := *s // another server's handle on the same key-value store
+	second := *s
+	second.recent = new(recent) // another server's handle on the same key-value store
 	for round := range 20 {
 		i := create(t, s, fmt.Sprintf("race-%d", round))
 		refused := errors.New("claimed already")

@@ -46,8 +46,7 @@ func (s *Store) Create(ctx context.Context, i *imprint.Instance, sealed map[stri
 	if !out.applied {
 		return s.taken(i, &c, out)
 	}
-	rec.Revision = out.revision
-	*i = rec.Instance
+	*i = *e.applied(s, out.revision)
 	return nil
 }
 
@@ -137,6 +136,19 @@ type edit struct {
 	rec  *record // as it will be stored
 	now  time.Time
 	size int // bytes of keys and values
+	// encoded is rec as it is written; nil if the edit deletes it.
+	encoded []byte
+}
+
+// applied completes the instance of an edit that was applied, and remembers it.
+func (e *edit) applied(s *Store, revision int64) *imprint.Instance {
+	e.rec.Revision = revision
+	if e.encoded == nil {
+		s.recent.forget(e.rec.ID)
+	} else {
+		s.recent.remember(e.rec.ID, &pair{e.keys.record(e.rec.ID), e.encoded, revision})
+	}
+	return &e.rec.Instance
 }
 
 func (e *edit) put(key string, value []byte) {
@@ -192,11 +204,11 @@ func (e *edit) write(c *imprint.Change) error {
 	if e.rec.Spec.Host != "" {
 		e.put(e.keys.placement(e.rec.Spec.Host, e.rec.ID), nil)
 	}
-	before := e.size
 	if err := e.putJSON(e.keys.record(e.rec.ID), e.rec); err != nil {
 		return err
 	}
-	if n := e.size - before; n > MaxRecord {
+	e.encoded = e.then[len(e.then)-1].value
+	if n := len(e.encoded); n > MaxRecord {
 		return tooLarge(e.op, e.rec.Ref(), "the instance", n, MaxRecord)
 	}
 	if e.size > maxTxnSize {

@@ -116,15 +116,26 @@ func (m *memory) keys(key, end string) []string {
 	if end == "" {
 		return []string{key}
 	}
-	if len(m.added) > 0 {
-		m.sorted = append(m.sorted, m.added...)
-		m.added = m.added[:0]
-		slices.Sort(m.sorted)
-		m.sorted = slices.Compact(m.sorted)
-	}
+	m.sort()
 	from, _ := slices.BinarySearch(m.sorted, key)
 	to, _ := slices.BinarySearch(m.sorted, end)
 	return m.sorted[from:max(from, to)]
+}
+
+// sort moves added to sorted: a few keys one by one, and many at once.
+func (m *memory) sort() {
+	if len(m.added) > 64 {
+		m.sorted = append(m.sorted, m.added...)
+		slices.Sort(m.sorted)
+		m.sorted = slices.Compact(m.sorted)
+	} else {
+		for _, key := range m.added {
+			if i, there := slices.BinarySearch(m.sorted, key); !there {
+				m.sorted = slices.Insert(m.sorted, i, key)
+			}
+		}
+	}
+	m.added = m.added[:0]
 }
 
 // at returns the version of key that was current at revision; ok is false if
@@ -262,7 +273,7 @@ func (m *memory) prune(key string, revision int64) {
 		delete(m.versions, key)
 		return
 	}
-	m.versions[key] = slices.Clone(versions[keep:])
+	m.versions[key] = slices.Delete(versions, 0, keep)
 }
 
 func (m *memory) watch(ctx context.Context, w watch) iter.Seq2[batch, error] {

@@ -28,6 +28,8 @@ type Store struct {
 	kv   kv
 	keys layout
 	now  func() time.Time
+	// recent holds records that Update need not read again.
+	recent *recent
 	// failed is closed when the embedded etcd has stopped by itself; nil elsewhere.
 	failed <-chan struct{}
 	// reclaim gives space that the embedded etcd no longer needs to the disk;
@@ -36,7 +38,7 @@ type Store struct {
 }
 
 func newStore(kv kv, prefix string, failed <-chan struct{}) *Store {
-	return &Store{kv: kv, keys: layout(prefix), now: time.Now, failed: failed}
+	return &Store{kv: kv, keys: layout(prefix), now: time.Now, recent: new(recent), failed: failed}
 }
 
 // Close ends the store. Watches end with an error of kind [imprint.Unavailable].

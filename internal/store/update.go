@@ -77,11 +77,11 @@ func (s *Store) change(ctx context.Context, op string, id imprint.InstanceID, de
 			return nil, during(err, op, next.Ref())
 		}
 		if out.applied {
-			e.rec.Revision = out.revision
-			return &e.rec.Instance, nil
+			return e.applied(s, out.revision), nil
 		}
 		newest := out.pages[0].first()
 		if newest == nil {
+			s.recent.forget(id)
 			return nil, noInstance(op, id)
 		}
 		if newest.modified == found.modified { // so it was the key or the name
@@ -132,8 +132,13 @@ func decideOnce(found *pair, decide func(*imprint.Instance) (imprint.Change, err
 	return &next, &c, e, nil
 }
 
-// find reads the stored form of an instance.
+// find reads the stored form of an instance; if it may be stale, first from memory.
 func (s *Store) find(ctx context.Context, op string, id imprint.InstanceID, stale bool) (*pair, error) {
+	if stale {
+		if found := s.recent.find(id); found != nil {
+			return found, nil
+		}
+	}
 	p, err := s.kv.read(ctx, query{key: s.keys.record(id), stale: stale})
 	if err != nil {
 		return nil, during(err, op, string(id))
@@ -144,6 +149,7 @@ func (s *Store) find(ctx context.Context, op string, id imprint.InstanceID, stal
 	if stale {
 		return s.find(ctx, op, id, false)
 	}
+	s.recent.forget(id)
 	return nil, noInstance(op, id)
 }
 
