@@ -25,6 +25,15 @@ func Program(t testing.TB, program, debianPackage string) string {
 	return path
 }
 
+// File skips the test unless path exists, and says which Debian package has it:
+// for what a program loads at run time.
+func File(t testing.TB, path, debianPackage string) {
+	t.Helper()
+	if _, err := os.Stat(path); err != nil {
+		missing(t, "file "+path+" (apt install "+debianPackage+")")
+	}
+}
+
 // Root skips the test unless it runs as root.
 func Root(t testing.TB) {
 	t.Helper()

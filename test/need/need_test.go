@@ -39,6 +39,9 @@ func TestProgram(t *testing.T) {
 	if o := run(t, absent); o.failed != reason || o.skipped != "" {
 		t.Errorf("strict: skipped with %q, failed with %q", o.skipped, o.failed)
 	}
+	if o := run(t, func(tb testing.TB) { need.File(tb, "/no/such/file", "its-package") }); o.failed != "need: file /no/such/file (apt install its-package)" {
+		t.Errorf("file: failed with %q", o.failed)
+	}
 	if path := need.Program(t, "go", "golang"); !strings.HasSuffix(path, "go") {
 		t.Errorf("found go at %q", path)
 	}
