@@ -82,7 +82,11 @@ func TestVerifySeesEveryByte(t *testing.T) {
 			if !matters(name) {
 				continue
 			}
-			for at := 0; at < len(file.Data); at += test.step {
+			step := test.step
+			if name == checkpointName {
+				step = 1
+			}
+			for at := 0; at < len(file.Data); at += step {
 				for _, bit := range []byte{1, 0x20} {
 					data := slices.Clone(file.Data)
 					data[at] ^= bit

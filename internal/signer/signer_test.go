@@ -122,9 +122,14 @@ func TestClientReconnects(t *testing.T) {
 	if imprint.KindOf(err) != imprint.Unavailable || imprint.HintOf(err) == "" {
 		t.Errorf("signer away: %v", err)
 	}
-	start(t, path, key)
+	stop = start(t, path, key)
 	if err := sign(); err != nil {
 		t.Errorf("signer back: %v", err)
+	}
+	stop()
+	start(t, path, key)
+	if err := sign(); err != nil {
+		t.Errorf("signer restarted between two requests: %v", err)
 	}
 }
 
@@ -221,12 +226,7 @@ func TestListen(t *testing.T) {
 	})
 	t.Run("stale", func(t *testing.T) {
 		path := socketPath(t)
-		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.SetUnlinkOnClose(false)
-		l.Close() // as a process that was killed leaves it
+		leaveStale(t, path)
 		start(t, path, newKey(t))
 		if _, err := newClient(t, path).Keys(t.Context()); err != nil {
 			t.Error(err)
@@ -251,29 +251,39 @@ func TestListen(t *testing.T) {
 		}
 	})
 	t.Run("race", func(t *testing.T) {
-		path := socketPath(t)
-		var mu sync.Mutex
-		var won []*net.UnixListener
-		var wg sync.WaitGroup
-		for range 8 {
-			wg.Go(func() {
-				l, err := Listen(path, -1)
-				if err != nil {
-					return
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				won = append(won, l)
-			})
-		}
-		wg.Wait()
-		if len(won) != 1 {
-			t.Errorf("%d processes listen", len(won))
-		}
-		for _, l := range won {
-			l.Close()
+		for range 20 {
+			path := socketPath(t)
+			leaveStale(t, path)
+			won := make(chan *net.UnixListener, 8)
+			var wg sync.WaitGroup
+			for range cap(won) {
+				wg.Go(func() {
+					if l, err := Listen(path, -1); err == nil {
+						won <- l
+					}
+				})
+			}
+			wg.Wait()
+			close(won)
+			if len(won) != 1 {
+				t.Errorf("%d signers listen", len(won))
+			}
+			for l := range won {
+				l.Close()
+			}
 		}
 	})
+}
+
+// leaveStale leaves a socket as a process does that was killed.
+func leaveStale(t *testing.T, path string) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
 }
 
 func TestAdmitted(t *testing.T) {
