@@ -56,7 +56,7 @@ func newDirectory(tenants []Tenant) (*directory, error) {
 			if err := imprint.CheckDNSName("check-in name", name); err != nil {
 				return nil, err
 			}
-			if other := d.byHost[name]; other != nil {
+			if other := d.byHost[name]; other != nil && other != t {
 				return nil, imprint.Errorf(imprint.Invalid, "serve", "tenant "+string(in.Name),
 					"check-in name %s belongs to tenant %s", name, other.name).
 					WithHint("give each tenant a check-in name of its own")

@@ -25,9 +25,10 @@ func TestTenantsRefused(t *testing.T) {
 		change func(ts []est.Tenant)
 		want   []string
 	}{
-		"fine":             {func([]est.Tenant) {}, nil},
-		"one name twice":   {func(ts []est.Tenant) { ts[1].Names = ts[0].Names }, []string{"blue", "default", "a.example"}},
-		"one tenant twice": {func(ts []est.Tenant) { ts[1].Name = "default" }, []string{"default", "twice"}},
+		"fine":               {func([]est.Tenant) {}, nil},
+		"one name twice":     {func(ts []est.Tenant) { ts[1].Names = ts[0].Names }, []string{"blue", "default", "a.example"}},
+		"its own name twice": {func(ts []est.Tenant) { ts[1].Names = []string{"b.example", "b.example"} }, nil},
+		"one tenant twice":   {func(ts []est.Tenant) { ts[1].Name = "default" }, []string{"default", "twice"}},
 		"not in its certificate": {
 			func(ts []est.Tenant) { ts[1].Names = []string{"c.example"} }, []string{"blue", "c.example"},
 		},
