@@ -127,10 +127,11 @@ func (a *Agent) Renew(ctx context.Context) (serial imprint.Serial, renewed bool,
 }
 
 func (a *Agent) lock() (release func(), err error) {
-	for _, dir := range []string{a.layout.Config(), a.layout.Run()} {
-		if err := makePrivateDir(dir); err != nil {
-			return nil, err
-		}
+	if err := makeConfigDir(a.layout.Config()); err != nil {
+		return nil, err
+	}
+	if err := makePrivateDir(a.layout.Run()); err != nil {
+		return nil, err
 	}
 	return takeLock(a.layout.Lock())
 }

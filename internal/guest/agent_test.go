@@ -1,3 +1,5 @@
+//go:build linux
+
 package guest
 
 import (
@@ -158,7 +160,7 @@ func TestEnrolsOverALiveChannel(t *testing.T) {
 		t.Errorf("the host is %s after %d certificates and %d confirmations", host.state, host.issued, host.confirms)
 	}
 	for path, mode := range map[string]os.FileMode{
-		"etc/imprint": 0o700 | os.ModeDir, "etc/imprint/key.pem": 0o600, "etc/imprint/identity.json": 0o600,
+		"etc/imprint": 0o755 | os.ModeDir, "etc/imprint/key.pem": 0o600, "etc/imprint/identity.json": 0o600,
 		"etc/imprint/cert.pem": 0o644, "etc/imprint/ca.pem": 0o644,
 		"run/imprint/params": 0o700 | os.ModeDir, "run/imprint/params/db-key": 0o400, "run/imprint/params/color": 0o400,
 	} {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package guest
 
 import (
@@ -8,6 +10,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -79,6 +82,7 @@ func newFakeEndpoint(t *testing.T, host *fakeHost) *fakeEndpoint {
 		}
 		mux.ServeHTTP(w, r)
 	}))
+	e.Config.ErrorLog = log.New(io.Discard, "", 0) // refused handshakes are part of the tests
 	e.TLS = &tls.Config{
 		Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw, host.ca.issuing.Raw}, PrivateKey: key}},
 		ClientAuth:   tls.VerifyClientCertIfGiven, ClientCAs: roots,

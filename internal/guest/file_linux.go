@@ -31,6 +31,15 @@ func makePrivateDir(dir string) error {
 	return nil
 }
 
+// makeConfigDir creates dir, whose certificates anybody may read; what nobody
+// else may is protected file by file.
+func makeConfigDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return imprint.Errorf(imprint.Internal, "create", dir, "%w", err)
+	}
+	return nil
+}
+
 // takeLock holds path for this process until release is called. It fails with
 // kind [imprint.Conflict] while another process has it.
 func takeLock(path string) (release func(), err error) {

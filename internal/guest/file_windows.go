@@ -33,6 +33,9 @@ func makePrivateDir(dir string) error {
 	return nil
 }
 
+// makeConfigDir protects the whole directory: what is in it inherits its list.
+func makeConfigDir(dir string) error { return makePrivateDir(dir) }
+
 // takeLock holds path for this process until release is called. It fails with
 // kind [imprint.Conflict] while another process has it.
 func takeLock(path string) (release func(), err error) {

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -60,6 +61,9 @@ func greet(ctx context.Context, name string, conn io.ReadWriteCloser) (*finding,
 	if err != nil {
 		client.Close()
 		conn.Close()
+		if imprint.KindOf(err) == imprint.Unavailable {
+			err = imprint.Errorf(imprint.Unavailable, "ask", name, "nobody answers at the host's end")
+		}
 		return nil, err
 	}
 	return &finding{source: name, payload: payload, live: client, conn: client}, nil
@@ -85,7 +89,7 @@ func (a *Agent) find(ctx context.Context, wait time.Duration) (*finding, error) 
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
-			a.console.About(s.String(), "%v", err)
+			a.console.About(s.String(), "%v", cause(err))
 		}
 		if a.clock.system().Sub(start)+pause > wait {
 			return nil, imprint.Errorf(imprint.NotFound, "find", "payload", "no source has one").
@@ -96,6 +100,16 @@ func (a *Agent) find(ctx context.Context, wait time.Duration) (*finding, error) 
 			return nil, err
 		}
 	}
+}
+
+// cause strips the operation and operand from err where the console has just
+// named them.
+func cause(err error) error {
+	var e *imprint.Error
+	if errors.As(err, &e) && e.Err != nil {
+		return e.Err
+	}
+	return err
 }
 
 // fileSource is a payload that somebody put into a file.
