@@ -2,5 +2,6 @@ package store
 
 // children are what this test binary can be started as.
 var children = map[string]func(){
-	childEtcd: runEtcd,
+	childEtcd:   runEtcd,
+	childWriter: runWriter,
 }

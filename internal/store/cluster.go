@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -56,10 +57,7 @@ func OpenCluster(ctx context.Context, c Cluster) (*Store, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	prefix := orDefault(strings.TrimSuffix(c.Prefix, "/")+"/", "/")
-	if prefix == "/" {
-		prefix = defaultPrefix
-	}
+	prefix := strings.TrimSuffix(orDefault(c.Prefix, defaultPrefix), "/") + "/"
 	secure, err := checkEndpoints(c.Endpoints)
 	if err != nil {
 		return nil, err
@@ -70,7 +68,7 @@ func OpenCluster(ctx context.Context, c Cluster) (*Store, error) {
 		DialKeepAliveTimeout: keepAliveTimeout,
 		Username:             c.User,
 		Password:             string(c.Password.Reveal()),
-		Logger:               newZap(c.Logger, zapcore.WriteThenPanic),
+		Logger:               newZap(c.Logger, new(atomic.Bool), zapcore.WriteThenPanic),
 	}
 	if secure {
 		if cfg.TLS, err = c.tls(); err != nil {

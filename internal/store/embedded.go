@@ -12,10 +12,10 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
@@ -123,6 +123,8 @@ type embedded struct {
 	server *embed.Etcd
 	client *clientv3.Client
 
+	closing atomic.Bool // from here on etcd's complaints are no news
+
 	failed chan struct{} // closed when fault is set
 	once   sync.Once
 	fault  error // why etcd stopped by itself
@@ -133,7 +135,7 @@ func (e *embedded) start(ctx context.Context) error {
 	cfg := embed.NewConfig()
 	cfg.Name = "imprint"
 	cfg.Dir = filepath.Join(e.Dir, "etcd")
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(e.Logger, e))
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(e.Logger, &e.closing, e))
 	cfg.QuotaBackendBytes = e.Quota
 	cfg.MaxTxnOps = maxTxnOps
 	cfg.AutoCompactionMode = embed.CompactorModePeriodic
@@ -244,11 +246,12 @@ func (e *embedded) reclaim(ctx context.Context) error {
 	if err := e.server.Server.Backend().Defrag(); err != nil {
 		return err
 	}
-	_, err = e.client.AlarmDisarm(ctx, &clientv3.AlarmMember{Alarm: pb.AlarmType_NOSPACE})
+	_, err = e.client.AlarmDisarm(ctx, &clientv3.AlarmMember{}) // every alarm
 	return err
 }
 
 func (e *embedded) close() error {
+	e.closing.Store(true)
 	if e.client != nil {
 		e.client.Close()
 	}

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -11,23 +12,29 @@ import (
 
 // newZap returns a logger for etcd that writes to logger. etcd is talkative: its
 // info is about itself (debug to us), its warnings are about slowness and
-// retries (info), and its errors come with every ordinary shutdown (warn). What
-// an operation failed of, its caller sees.
+// retries (info), and its errors are a level too loud as well (warn), for what
+// an operation failed of, its caller sees. An ordinary shutdown is full of
+// errors; they count as debug while quiet is set.
 //
 // etcd ends the process after a fatal fault, and panics after some others. Here
 // fatal is called instead, and then the goroutine ends.
-func newZap(logger *slog.Logger, fatal zapcore.CheckWriteHook) *zap.Logger {
-	return zap.New(&slogCore{handler: logger.Handler()},
+func newZap(logger *slog.Logger, quiet *atomic.Bool, fatal zapcore.CheckWriteHook) *zap.Logger {
+	return zap.New(&slogCore{logger.Handler(), quiet},
 		zap.WithFatalHook(fatal), zap.WithPanicHook(fatal))
 }
 
 // slogCore is a [zapcore.Core] over a [slog.Handler].
-type slogCore struct{ handler slog.Handler }
+type slogCore struct {
+	handler slog.Handler
+	quiet   *atomic.Bool
+}
 
-func slogLevel(l zapcore.Level) slog.Level {
+func (c *slogCore) level(l zapcore.Level) slog.Level {
 	switch {
 	case l >= zapcore.DPanicLevel:
 		return slog.LevelError
+	case c.quiet.Load():
+		return slog.LevelDebug
 	case l == zapcore.ErrorLevel:
 		return slog.LevelWarn
 	case l == zapcore.WarnLevel:
@@ -40,12 +47,12 @@ func slogLevel(l zapcore.Level) slog.Level {
 
 // Enabled implements [zapcore.LevelEnabler].
 func (c *slogCore) Enabled(l zapcore.Level) bool {
-	return c.handler.Enabled(context.Background(), slogLevel(l))
+	return c.handler.Enabled(context.Background(), c.level(l))
 }
 
 // With implements [zapcore.Core].
 func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return &slogCore{handler: c.handler.WithAttrs(attrs(fields))}
+	return &slogCore{c.handler.WithAttrs(attrs(fields)), c.quiet}
 }
 
 // Check implements [zapcore.Core]. Fatal entries are always taken, so that
@@ -59,7 +66,7 @@ func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Che
 
 // Write implements [zapcore.Core].
 func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	r := slog.NewRecord(e.Time, slogLevel(e.Level), "etcd", 0)
+	r := slog.NewRecord(e.Time, c.level(e.Level), "etcd", 0)
 	r.AddAttrs(slog.String("message", e.Message))
 	r.AddAttrs(attrs(fields)...)
 	return c.handler.Handle(context.Background(), r)
