@@ -257,6 +257,19 @@ func (c *Client) Info(ctx context.Context) (*Info, error) {
 	return call[Info](ctx, c, http.MethodGet, "/info", nil, nil)
 }
 
+// OpenAPI writes the server's OpenAPI 3.1 document to w.
+func (c *Client) OpenAPI(ctx context.Context, w io.Writer) error {
+	resp, err := c.send(ctx, http.MethodGet, "/openapi.json", nil, nil, "")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(w, io.LimitReader(resp.Body, maxDocument)); err != nil {
+		return c.unavailable(fmt.Errorf("the answer ended early: %w", err))
+	}
+	return nil
+}
+
 // Ready fails with the server's reason while it cannot do its work.
 func (c *Client) Ready(ctx context.Context) error {
 	resp, err := c.send(ctx, http.MethodGet, "/readyz", nil, nil, "")

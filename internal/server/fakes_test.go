@@ -34,7 +34,6 @@ type world struct {
 	compacted int64    // history before this revision is gone
 	changed   chan struct{}
 	fail      error // what reading the store fails with
-	asked     []string
 }
 
 func newWorld() *world {
@@ -314,10 +313,9 @@ func (w *world) CRL(context.Context, imprint.TenantName) ([]byte, error) {
 	return []byte{0x30, 0x00}, nil
 }
 
-func (w *world) Export(_ context.Context, tenant imprint.TenantName, by string) (imprint.Secret, error) {
+func (w *world) Export(_ context.Context, tenant imprint.TenantName, _ string) (imprint.Secret, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.asked = append(w.asked, "export by "+by)
 	key, ok := w.rootKeys[tenant]
 	if !ok {
 		return imprint.Secret{}, imprint.Errorf(imprint.NotFound, "export", "root key of "+string(tenant), "it was taken out")
@@ -421,7 +419,7 @@ func start(t *testing.T, change ...func(*Config)) *running {
 }
 
 // serve runs s until the function that it returns is called.
-func serve(t *testing.T, s *Server, l Listeners) (stop func()) {
+func serve(t testing.TB, s *Server, l Listeners) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
