@@ -51,7 +51,7 @@ func (r *reader) hint() string {
 	if r.count > MaxProblems {
 		return fmt.Sprintf("these are the first %d of %d problems", MaxProblems, r.count)
 	}
-	return "docs/manifest.md describes every field"
+	return "docs/reference/manifest.md describes every field"
 }
 
 // nearest returns the node at path, or at the closest path around it.

@@ -149,4 +149,3 @@ func TestRequestsRedactThemselves(t *testing.T) {
 		}
 	}
 }
-
