@@ -56,12 +56,23 @@ type Enrolment struct {
 	Claim        *Claim    `json:"claim,omitempty"`
 	// Certificate is the one that was issued, or the latest renewal of it.
 	Certificate *Certificate `json:"certificate,omitempty"`
-	ConfirmedAt time.Time    `json:"confirmedAt,omitzero"`
-	ClosedAt    time.Time    `json:"closedAt,omitzero"`
+	// Earlier are the certificates that renewals replaced and that have not
+	// ended; they may still be used and are revoked with the latest.
+	Earlier     []Lifespan `json:"earlier,omitempty"`
+	ConfirmedAt time.Time  `json:"confirmedAt,omitzero"`
+	ClosedAt    time.Time  `json:"closedAt,omitzero"`
 	// Password is what the guest posted, encrypted to the operator; once a generation.
 	Password []byte `json:"password,omitempty"`
+	// Refusals counts the requests of this generation that were turned down.
+	Refusals int `json:"refusals,omitempty"`
 	// Reason explains a side exit in words.
 	Reason string `json:"reason,omitempty"`
+}
+
+// Lifespan says until when a certificate could be used.
+type Lifespan struct {
+	Serial   Serial    `json:"serial"`
+	NotAfter time.Time `json:"notAfter"`
 }
 
 // Delivery records the first read of a generation's payload.

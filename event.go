@@ -28,7 +28,8 @@ const (
 	EventReborn    EventKind = "reborn"
 	EventToken     EventKind = "token" // a one-time token was handed out
 	EventMessage   EventKind = "message"
-	EventChanged   EventKind = "changed" // the operator changed the spec
+	EventPassword  EventKind = "password" // the guest posted a password, encrypted to the operator
+	EventChanged   EventKind = "changed"  // the operator changed the spec
 )
 
 // Event is one line of an instance's timeline. It never holds a private value.

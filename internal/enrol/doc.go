@@ -1,0 +1,29 @@
+// Package enrol decides who gets a certificate. It is the state machine
+//
+//	reserved → delivered → claimed → issued → confirmed → closed
+//	side exits: expired, contested, revoked
+//
+// as pure functions from an instance and an input to an [imprint.Change], and an
+// [Engine] that runs each of them as one compare-and-swap on the instance's
+// record. It holds no key: an [Issuer] signs what was decided.
+//
+// # Why nobody is issued two keys
+//
+// The claim binds the generation to the first key, and fixes the certificate's
+// serial number and validity, before anything is signed. The certificate leaves
+// only after a second compare-and-swap stored it, which fails if the claim is
+// not the same any more. Whoever repeats a request, on this server or another,
+// finds the claim and gets what is stored.
+//
+// # Why a lost reply costs nothing
+//
+// The claimed key may repeat its request in every later state. Its signature on
+// the request proves that it is the same machine, so it needs no token for that.
+//
+// # Who else may ask
+//
+// A different key is judged by what it brings. With evidence that would have
+// been enough for a first claim (the host vouches for the channel, or the token is
+// right) it makes the enrolment contested, and everything is revoked. Without, it
+// is turned down and noted, so that a stranger cannot take a machine down.
+package enrol
