@@ -77,6 +77,7 @@ func TestTritonView(t *testing.T) {
 		"sdc:routes":    `[{"dst":"10.0.0.0/8","gateway":"192.0.2.254"}]`,
 		"role":          "web",
 		"motd":          "hello",
+		"empty":         "",
 	}
 	if got := strs(view); !maps.Equal(got, want) {
 		t.Errorf("got %q\nwant %q", got, want)

@@ -25,10 +25,10 @@ type values struct {
 	m       map[string]imprint.Value
 }
 
-// put adds data under key, unless there is none, the key is taken, or the
-// audience rule keeps it from the readers.
+// put adds data under key, unless the key is taken or the audience rule keeps it
+// from the readers.
 func (v values) put(key string, visibility imprint.Visibility, data string) {
-	if _, taken := v.m[key]; taken || data == "" || !imprint.MayTravel(visibility, v.readers) {
+	if _, taken := v.m[key]; taken || !imprint.MayTravel(visibility, v.readers) {
 		return
 	}
 	v.m[key] = imprint.Value{Data: []byte(data), Visibility: visibility}

@@ -46,15 +46,15 @@ func Payload(inst *imprint.Instance, facts Facts, at time.Time) *imprint.Payload
 }
 
 // Native renders what of imprint's own keys depends on the instance and its
-// tenant alone: the payload (encoded), the CA, and the parameters that every
-// reader may have in the clear. readers are the channel's.
+// tenant alone: the payload (encoded), the CA, and the public parameters.
+// readers are the channel's.
 func Native(inst *imprint.Instance, facts Facts, payload []byte, readers imprint.Readers) *imprint.View {
 	v := values{readers, map[string]imprint.Value{}}
 	v.put(KeyPayload, imprint.Public, string(payload))
 	v.put(KeyCA, imprint.Public, facts.CA)
 	for _, p := range inst.Spec.Params {
-		if p.Visibility == imprint.Public {
-			v.m[KeyParam+p.Name] = imprint.Value{Data: []byte(p.Value), Visibility: p.Visibility}
+		if p.Visibility == imprint.Public { // the others' values are not in the spec
+			v.put(KeyParam+p.Name, p.Visibility, p.Value)
 		}
 	}
 	return v.view(inst)

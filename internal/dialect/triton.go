@@ -34,7 +34,11 @@ const vendorData = "#cloud-config\nfs_setup: []\n"
 func Triton(inst *imprint.Instance, facts Facts) *imprint.View {
 	spec := &inst.Spec
 	v := values{TritonReaders, map[string]imprint.Value{}}
-	public := func(key, data string) { v.put(key, imprint.Public, data) }
+	public := func(key, data string) {
+		if data != "" { // to stock software an empty value is none
+			v.put(key, imprint.Public, data)
+		}
+	}
 
 	public("sdc:uuid", string(inst.ID)) // the datasource cannot do without
 	public("hostname", string(spec.Name))

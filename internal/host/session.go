@@ -19,6 +19,7 @@ type session struct {
 	channel imprint.Channel
 	log     *slog.Logger
 	refusal string // the last one that was put on record
+	logged  string // the last one that was logged
 }
 
 // prefix begins the keys of imprint's own.
@@ -105,12 +106,18 @@ func notFound(key string) error {
 }
 
 // explain turns an error into what the guest may know of it: one sentence. The
-// log has the whole.
+// log has the whole, but not again and again: a guest must not fill it.
 func (s *session) explain(ctx context.Context, key string, err error) error {
 	if err == nil || imprint.KindOf(err) == imprint.NotFound {
 		return err
 	}
-	s.log.WarnContext(ctx, "turned a request down", "key", key, "error", err)
+	level := slog.LevelWarn
+	if what := key + " " + err.Error(); what == s.logged {
+		level = slog.LevelDebug
+	} else {
+		s.logged = what
+	}
+	s.log.Log(ctx, level, "turned a request down", "key", key, "error", err)
 	var e *imprint.Error
 	switch kind := imprint.KindOf(err); {
 	case kind == imprint.Unavailable || errors.Is(err, context.DeadlineExceeded):

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"imprint"
+	"imprint/test/need"
 )
 
 // shortDir returns a directory whose name leaves room for a socket's.
@@ -37,9 +38,7 @@ func TestBindMakesPrivateSocket(t *testing.T) {
 }
 
 func TestBindGivesSocketToItsOwner(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("need: root, to give a file away")
-	}
+	need.Root(t)
 	path := filepath.Join(shortDir(t), "id", "serial.sock")
 	l, err := bind(path, &Owner{UID: 64055, GID: 108})
 	if err != nil {

@@ -255,6 +255,7 @@ func (u *unit) listen(kinds []imprint.ChannelKind) {
 func (u *unit) accept(ctx context.Context, kind imprint.ChannelKind, path string, l *net.UnixListener, err error) {
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
+	logged := ""
 	for {
 		if err == nil {
 			stop := context.AfterFunc(ctx, func() { l.Close() })
@@ -276,7 +277,10 @@ func (u *unit) accept(ctx context.Context, kind imprint.ChannelKind, path string
 		if ctx.Err() != nil {
 			return
 		}
-		u.log.ErrorContext(ctx, "the guest's socket does not work", "channel", kind, "error", err)
+		if err.Error() != logged {
+			logged = err.Error()
+			u.log.ErrorContext(ctx, "the guest's socket does not work", "channel", kind, "error", err, "hint", imprint.HintOf(err))
+		}
 		select {
 		case <-ctx.Done():
 			return
