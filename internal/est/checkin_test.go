@@ -217,6 +217,16 @@ func TestStaleCertificates(t *testing.T) {
 	}
 }
 
+func TestDeletedInstance(t *testing.T) {
+	t.Parallel()
+	e := serve(t, newSite(t, "default"), nil)
+	inst, cert := e.enrol(t, "default", "web-1", nil)
+	e.forget(inst.ID)
+	if r := get(t, e.client(t, "default", cert), "default", own+"state"); r.status != http.StatusForbidden {
+		t.Errorf("status %d", r.status)
+	}
+}
+
 func TestCRL(t *testing.T) {
 	t.Parallel()
 	e := serve(t, newSite(t, "default", "blue"), nil)

@@ -50,16 +50,18 @@ func (s *Server) simpleEnroll(c *call) error {
 		return err
 	}
 	inst, err := s.find(c.Context(), c.tenant.name, user)
-	if imprint.KindOf(err) == imprint.NotFound || err == nil && !labelled(c, inst) {
-		return imprint.Errorf(imprint.Unauthorized, "enrol", user, "no such instance at this address")
+	if err == nil && !labelled(c, inst) {
+		err = imprint.Errorf(imprint.NotFound, "enrol", user, "profile label %q", c.PathValue("label"))
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		inst, err = s.engine.Enrol(c.Context(), imprint.Submission{
+			Instance: inst.ID, Channel: imprint.NetworkEST, CSR: csr, Token: token,
+		})
 	}
-	inst, err = s.engine.Enrol(c.Context(), imprint.Submission{
-		Instance: inst.ID, Channel: imprint.NetworkEST, CSR: csr, Token: token,
-	})
-	if imprint.KindOf(err) == imprint.NotFound { // deleted since
+	switch imprint.KindOf(err) {
+	case imprint.NotFound, imprint.Denied, imprint.Conflict, imprint.Contested:
+		// To somebody without a certificate all of them look like a wrong token:
+		// which instances there are and how they fare is not for guessers.
 		return imprint.Errorf(imprint.Unauthorized, "enrol", user, "%w", err)
 	}
 	if err != nil {

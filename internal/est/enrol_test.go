@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -181,25 +182,32 @@ func TestSimpleEnrollRefused(t *testing.T) {
 }
 
 // TestSameRefusal compares the whole answer to an unknown instance with that to
-// a wrong token.
+// a wrong token, to the right one for the wrong label, and to enrolments that ended.
 func TestSameRefusal(t *testing.T) {
 	t.Parallel()
 	const floor = 60 * time.Millisecond
 	e := serve(t, newSite(t, "default"), func(cfg *est.Config) { cfg.Limits.RefusalTime = floor })
-	inst, _ := e.reserve("default", "web-1", nil)
+	open, token := e.reserve("default", "open", nil)
+	revoked, revokedToken := e.reserve("default", "revoked", func(i *imprint.Instance) { i.Enrolment.State = imprint.Revoked })
 	c := e.client(t, "default", nil)
-	ask := func(user string) reply {
+	ask := func(path, user, token string) reply {
 		began := time.Now()
-		r := post(t, c, "default", enrolPath, user, "guess", request(t, newKey(t)))
+		r := post(t, c, "default", path, user, token, request(t, newKey(t)))
 		if took := time.Since(began); took < floor {
-			t.Errorf("refused after %v; that tells how much was looked at", took)
+			t.Errorf("%s refused after %v; that tells how much was looked at", user, took)
 		}
 		r.header.Del("Date")
 		return r
 	}
-	known, unknown := ask(string(inst.ID)), ask(string(imprint.NewInstanceID()))
-	if known.status != unknown.status || known.body != unknown.body || len(known.header) != len(unknown.header) {
-		t.Errorf("known %+v, unknown %+v", known, unknown)
+	unknown := ask(enrolPath, string(imprint.NewInstanceID()), token)
+	for name, r := range map[string]reply{
+		"wrong token": ask(enrolPath, string(open.ID), "guess"),
+		"wrong label": ask("/.well-known/est/router/simpleenroll", string(open.ID), token),
+		"ended":       ask(enrolPath, string(revoked.ID), revokedToken),
+	} {
+		if !reflect.DeepEqual(r, unknown) || r.status != http.StatusUnauthorized {
+			t.Errorf("%s: %+v, unknown: %+v", name, r, unknown)
+		}
 	}
 }
 
@@ -216,6 +224,17 @@ func TestPending(t *testing.T) {
 	certificates(t, post(t, c, "default", enrolPath, "web-1", token, csr))
 }
 
+// TestApprovedByHand: without a token, an operator's consent is all there is.
+func TestApprovedByHand(t *testing.T) {
+	t.Parallel()
+	e := serve(t, newSite(t, "default"), nil)
+	e.reserve("default", "web-1", func(i *imprint.Instance) { i.Spec.Policy.Approval = true })
+	r := post(t, e.client(t, "default", nil), "default", enrolPath, "web-1", "", request(t, newKey(t)))
+	if r.status != http.StatusAccepted {
+		t.Errorf("status %d", r.status)
+	}
+}
+
 func TestContested(t *testing.T) {
 	t.Parallel()
 	e := serve(t, newSite(t, "default"), nil)
@@ -223,8 +242,8 @@ func TestContested(t *testing.T) {
 	_, token := e.reserve("default", "other", nil)
 	e.change(inst.ID, func(i *imprint.Instance) { i.Enrolment.TokenHash = imprint.DigestOf([]byte(token)) })
 	r := post(t, e.client(t, "default", nil), "default", enrolPath, "web-1", token, request(t, newKey(t)))
-	if r.status != http.StatusConflict {
-		t.Errorf("second key: status %d", r.status)
+	if r.status != http.StatusUnauthorized || e.get(inst.ID).Enrolment.State != imprint.InDispute {
+		t.Errorf("second key: status %d, now %s", r.status, e.get(inst.ID).Enrolment.State)
 	}
 	if r := get(t, e.client(t, "default", cert), "default", "/.well-known/imprint/v1/state"); r.status != http.StatusForbidden {
 		t.Errorf("the first machine, contested: status %d", r.status)

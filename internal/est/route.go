@@ -120,6 +120,9 @@ func (s *Server) authenticate(c *call) error {
 		return imprint.Errorf(imprint.Denied, "authenticate", string(id.Instance), "certificate of tenant %s at tenant %s", id.Tenant, c.tenant.name)
 	}
 	inst, err := s.engine.Authenticate(ctx, id)
+	if imprint.KindOf(err) == imprint.NotFound { // deleted; not to be taken for a path that is not there
+		return imprint.Errorf(imprint.Denied, "authenticate", string(id.Instance), "%w", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -157,7 +160,7 @@ var answers = [...]refusal{
 	imprint.Conflict:     {http.StatusConflict, "the enrolment does not allow this; the operator can see why"},
 	imprint.Contested:    {http.StatusConflict, "the enrolment does not allow this; the operator can see why"},
 	imprint.Denied:       {http.StatusForbidden, "not allowed; the operator can see why"},
-	imprint.Unauthorized: {http.StatusUnauthorized, "unknown instance, wrong token or wrong label"},
+	imprint.Unauthorized: {http.StatusUnauthorized, "unknown instance, wrong or spent token, or an enrolment that has ended; the operator can see which"},
 	imprint.Pending:      {http.StatusAccepted, "an operator has to approve first; ask again later"},
 	imprint.Unavailable:  {http.StatusServiceUnavailable, "not available now; ask again later"},
 	imprint.Exhausted:    {http.StatusServiceUnavailable, "not available now; ask again later"},

@@ -15,7 +15,8 @@ import (
 type Engine interface {
 	// Enrol claims, issues or renews and returns the instance with its
 	// certificate. Repeating a request is harmless. It fails with kind Pending
-	// while an operator has to approve; with Unauthorized for a wrong token; with
+	// while an operator has to approve; with Unauthorized if the token is wrong,
+	// or missing where one is needed; with
 	// Invalid for a request that can never be granted; with Contested, Conflict or
 	// Denied where the enrolment's state forbids it.
 	Enrol(context.Context, imprint.Submission) (*imprint.Instance, error)
@@ -23,8 +24,8 @@ type Engine interface {
 	// enrolment's state does not allow it.
 	Report(context.Context, imprint.Report) error
 	// Authenticate returns the instance that a verified certificate names, if that
-	// certificate is alive: issued to the present generation, not revoked, not
-	// replaced. It fails with kind Denied or Unauthorized otherwise.
+	// certificate is alive: issued to the present generation and not revoked. It
+	// fails with kind Denied, or with NotFound if the instance was deleted.
 	Authenticate(context.Context, imprint.Identity) (*imprint.Instance, error)
 }
 

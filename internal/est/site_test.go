@@ -133,6 +133,13 @@ func (s *site) change(id imprint.InstanceID, f func(*imprint.Instance)) {
 	f(s.instances[id])
 }
 
+// forget deletes an instance.
+func (s *site) forget(id imprint.InstanceID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.instances, id)
+}
+
 func (s *site) get(id imprint.InstanceID) imprint.Instance {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -163,7 +170,8 @@ func (s *site) Enrol(_ context.Context, sub imprint.Submission) (*imprint.Instan
 	e := &inst.Enrolment
 	key := imprint.KeyIDOf(req.RawSubjectPublicKeyInfo)
 	renewal := sub.Token.IsZero() && e.State.Enrolled() && e.Claim != nil && e.Claim.Key == key
-	if imprint.DigestOf(sub.Token.Reveal()) != e.TokenHash && !renewal {
+	byHand := sub.Token.IsZero() && inst.Spec.Policy.Approval
+	if imprint.DigestOf(sub.Token.Reveal()) != e.TokenHash && !renewal && !byHand {
 		return fail(imprint.Unauthorized, "wrong token")
 	}
 	if req.CheckSignature() != nil {
@@ -235,9 +243,12 @@ func (s *site) Authenticate(_ context.Context, id imprint.Identity) (*imprint.In
 	if s.broken != nil {
 		return nil, s.broken
 	}
-	if inst == nil || !inst.Enrolment.State.Open() || id.Generation != inst.Generation ||
+	if inst == nil {
+		return nil, imprint.Errorf(imprint.NotFound, "authenticate", string(id.Instance), "no such instance")
+	}
+	if !inst.Enrolment.State.Open() || id.Generation != inst.Generation ||
 		inst.Enrolment.Certificate == nil || inst.Enrolment.Certificate.Serial != id.Serial {
-		return nil, imprint.Errorf(imprint.Unauthorized, "authenticate", string(id.Instance), "serial %s is not alive", id.Serial)
+		return nil, imprint.Errorf(imprint.Denied, "authenticate", string(id.Instance), "serial %s is not alive", id.Serial)
 	}
 	c := *inst
 	return &c, nil
