@@ -2,10 +2,13 @@ package ca
 
 import (
 	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
 	"math/big"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -247,4 +250,56 @@ func TestParseKey(t *testing.T) {
 		t.Error(err)
 	}
 	var _ crypto.Signer = newKey(t)
+}
+
+func TestParseSSHHost(t *testing.T) {
+	t.Parallel()
+	public := func(key crypto.PublicKey) string {
+		line, err := sshPublicKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return line
+	}
+	weak, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newTestCA(t, testProfile())
+	out, err := c.Issue(t.Context(), testGrant(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		line string
+		good bool
+	}{
+		"Ed25519":        {testSSHHost, true},
+		"ECDSA":          {public(newKey(t).Public()), true},
+		"with a newline": {testSSHHost + "\n", true},
+		"RSA 2048":       {public(weak.Public()), false},
+		"a certificate":  {out.SSH, false},
+		"too long":       {testSSHHost + strings.Repeat(" x", imprint.MaxSSHKeyLen), false},
+		"empty":          {"", false},
+	} {
+		_, err := ParseSSHHost(test.line)
+		if test.good && err != nil || !test.good && imprint.KindOf(err) != imprint.Invalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func BenchmarkIdentify(b *testing.B) {
+	c := newTestCA(b, testProfile())
+	out, err := c.Issue(b.Context(), testGrant(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	leaf := parse(b, out.DER)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := c.Identify(leaf, clock); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

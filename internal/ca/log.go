@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/transparency-dev/tessera"
@@ -47,6 +46,7 @@ type LogConfig struct {
 // uses a directory.
 type Log struct {
 	name     string
+	dir      string
 	now      func() time.Time
 	logger   *slog.Logger
 	lock     *os.File
@@ -133,7 +133,7 @@ func OpenLog(ctx context.Context, cfg LogConfig) (_ *Log, err error) {
 		return nil, imprint.Errorf(imprint.Unavailable, "open", operand, "%w", err)
 	}
 	l := &Log{
-		name: signer.Name(), now: cfg.Now, logger: cfg.Logger, lock: lock,
+		name: signer.Name(), dir: cfg.Dir, now: cfg.Now, logger: cfg.Logger, lock: lock,
 		add: appender.Add, shutdown: shutdown, reader: reader, cancel: cancel,
 		queue: make(chan pending, maxBatch), closed: make(chan struct{}),
 	}
@@ -225,7 +225,7 @@ func (l *Log) write(ctx context.Context, first pending) {
 		index, err := future()
 		if err != nil {
 			kind := imprint.Unavailable
-			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			if diskFull(l.dir) {
 				kind = imprint.Exhausted
 			}
 			l.logger.Error("issuance log cannot be written", "log", l.name, "error", err)

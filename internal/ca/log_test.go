@@ -190,3 +190,46 @@ func TestLogKeysAreNotPrinted(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A log in use verifies while it grows.
+func TestVerifyLive(t *testing.T) {
+	t.Parallel()
+	l := newTestLog(t)
+	var grown sync.WaitGroup
+	done := make(chan struct{})
+	grown.Go(func() {
+		defer close(done)
+		for range 20 {
+			l.fill(t, 32)
+		}
+	})
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		if _, err := VerifyLog(l.fs(), l.verifier, VerifyOptions{Live: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	grown.Wait()
+	l.close(t)
+	if _, err := VerifyLog(l.fs(), l.verifier, VerifyOptions{AtLeast: 640}); err != nil {
+		t.Error(err)
+	}
+}
+
+func BenchmarkVerifyLog(b *testing.B) {
+	const entries = 2000
+	l := newTestLog(b)
+	l.fill(b, entries)
+	l.close(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := VerifyLog(l.fs(), l.verifier, VerifyOptions{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed())/float64(b.N)/entries, "ns/entry")
+}

@@ -47,6 +47,16 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// diskFull reports whether there is no room in dir for an entry bundle. It is
+// asked after a write failed, because tessera's errors do not keep their cause.
+func diskFull(dir string) bool {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return false
+	}
+	return st.Bavail*uint64(st.Bsize) < maxBundle || st.Files > 0 && st.Ffree == 0
+}
+
 // logVerifier returns the verifier of a signing key from [GenerateLogKey],
 // whose form is PRIVATE+KEY+name+hash+base64(algorithm, Ed25519 seed).
 func logVerifier(key imprint.Secret) (note.Verifier, error) {

@@ -134,6 +134,9 @@ func readTile(log fs.FS, level, n, size uint64) (raw []byte, name string, err er
 func (v *verification) unused() ([]string, error) {
 	var names []string
 	err := fs.WalkDir(v.log, ".", func(name string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // tessera removed a superseded file meanwhile
+		}
 		if err != nil {
 			return err
 		}

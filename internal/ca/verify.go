@@ -38,7 +38,8 @@ type LogReport struct {
 	Unsigned uint64
 	Last     *Entry // the last one of all; nil if there are none
 	// Unused names files that are not part of the tree, up to 100: a crash leaves
-	// some. They were not checked, and nothing depends on them.
+	// some, and of a log in use they may be newer than the check. They were not
+	// checked, and nothing depends on them.
 	Unused []string
 }
 
