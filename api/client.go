@@ -246,6 +246,12 @@ func (c *Client) Reissue(ctx context.Context, tenant imprint.TenantName, rootKey
 	return call[Authority](ctx, c, http.MethodPost, ca(tenant)+"/reissue", nil, wire)
 }
 
+// RotateSealing makes a new key-encryption key, gives it everything that is
+// sealed, and forgets the old one. If it fails half way it may be repeated.
+func (c *Client) RotateSealing(ctx context.Context) (*Sealing, error) {
+	return call[Sealing](ctx, c, http.MethodPost, "/seal/rotate", nil, nil)
+}
+
 // Log writes a copy of the issuance log to w as a tar archive, which
 // "imprint log verify" checks without the server.
 func (c *Client) Log(ctx context.Context, w io.Writer) error {

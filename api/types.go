@@ -194,10 +194,18 @@ type ReissueRequest struct {
 	RootKey Value `json:"rootKey,omitempty" doc:"The exported root key as PEM in base64; absent while it is still on the server."`
 }
 
+// Sealing answers a change of the key-encryption key.
+type Sealing struct {
+	Key       string `json:"key" doc:"The name of the key that seals now."`
+	Instances int    `json:"instances" doc:"How many instances had values that were sealed anew."`
+}
+
 // Info says who answers.
 type Info struct {
 	Version string           `json:"version"`
 	Host    imprint.HostName `json:"host"`
+	// Run is where the sockets are that machines on this host connect to.
+	Run string `json:"run" doc:"The directory of the sockets that machines on this host connect to."`
 	// Caller is how the server knows the caller, and Role what that allows.
 	Caller string `json:"caller"`
 	Role   string `json:"role"`

@@ -115,6 +115,13 @@ type RootKeys interface {
 	Reissue(ctx context.Context, tenant imprint.TenantName, key imprint.Secret, by string) (*api.Authority, error)
 }
 
+// Sealing protects values at rest.
+type Sealing interface {
+	// Rotate gives everything that is sealed a new key-encryption key and returns
+	// that key's name and how many instances had sealed values. It may be repeated.
+	Rotate(ctx context.Context, by string) (key string, instances int, err error)
+}
+
 // IssuanceLog gives copies of the issuance log.
 type IssuanceLog interface {
 	// WriteTar writes the log's files, the checkpoint first, so that what it

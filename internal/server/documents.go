@@ -123,6 +123,14 @@ func (s *Server) reissue(ctx context.Context, in *reissueInput) (*answer[api.Aut
 	return described(s.RootKeys.Reissue(ctx, in.name(), in.Body.RootKey.Secret, callerOf(ctx).name))
 }
 
+func (s *Server) rotateSealing(ctx context.Context, _ *struct{}) (*answer[api.Sealing], error) {
+	key, instances, err := s.Sealing.Rotate(ctx, callerOf(ctx).name)
+	if err != nil {
+		return nil, err
+	}
+	return &answer[api.Sealing]{Body: api.Sealing{Key: key, Instances: instances}}, nil
+}
+
 func (s *Server) log(context.Context, *struct{}) (*huma.StreamResponse, error) {
 	return &huma.StreamResponse{Body: func(hc huma.Context) {
 		hc.SetHeader("Content-Type", "application/x-tar")

@@ -313,6 +313,8 @@ func (w *world) CRL(context.Context, imprint.TenantName) ([]byte, error) {
 	return []byte{0x30, 0x00}, nil
 }
 
+func (w *world) Rotate(context.Context, string) (string, int, error) { return "k2", 1, nil }
+
 func (w *world) Export(_ context.Context, tenant imprint.TenantName, _ string) (imprint.Secret, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -369,7 +371,7 @@ func config(w *world, log io.Writer) Config {
 		"acme":    {Name: "acme", Domains: []string{"acme.example"}},
 	}
 	return Config{
-		Instances: w, Registry: w, Decisions: w, Credentials: w, Params: w, Pipes: w, Watcher: w, Authorities: w, RootKeys: w, Log: w,
+		Instances: w, Registry: w, Decisions: w, Credentials: w, Params: w, Pipes: w, Watcher: w, Authorities: w, RootKeys: w, Sealing: w, Log: w,
 		Check: checkSpec,
 		Tenant: func(name imprint.TenantName) (imprint.Tenant, error) {
 			t, ok := tenants[name]

@@ -72,6 +72,7 @@ func (s *Server) routes() []route {
 		{post, ca + "/reissue", Operator, "reissue-ca", "Make a new issuing CA", move, "", 0, handle(s, s.reissue)},
 		{post, ca + "/root-key/export", Operator, "export-root-key", "Export the root key as PEM", unknown, "application/octet-stream", 0, handle(s, s.exportRoot)},
 		{del, ca + "/root-key", Operator, "drop-root-key", "Remove the root key from the server", unknown, "", 0, handle(s, s.dropRoot)},
+		{post, api.Prefix + "/seal/rotate", Operator, "rotate-sealing", "Give everything that is sealed a new key-encryption key", nil, "", 0, handle(s, s.rotateSealing)},
 		{get, api.Prefix + "/log", Reader, "get-log", "Get a copy of the issuance log as a tar archive", nil, "application/x-tar", 0, handle(s, s.log)},
 	}
 }

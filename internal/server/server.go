@@ -28,6 +28,7 @@ type Config struct {
 	Watcher     Watcher
 	Authorities Authorities
 	RootKeys    RootKeys
+	Sealing     Sealing
 	Log         IssuanceLog
 
 	// Check judges a new spec apart from its tenant; manifest.Check.
@@ -39,6 +40,7 @@ type Config struct {
 
 	// Host is where instances are placed that name no host.
 	Host    imprint.HostName
+	Run     string // where the sockets are that machines on this host connect to
 	Version string
 
 	// Group names the group whose members are operators on the unix socket,
@@ -113,5 +115,5 @@ func groupID(name string) (int, error) {
 // info answers who the server and the caller are.
 func (s *Server) info(ctx context.Context, _ *struct{}) (*answer[api.Info], error) {
 	c := callerOf(ctx)
-	return &answer[api.Info]{Body: api.Info{Version: s.Version, Host: s.Host, Caller: c.name, Role: c.role.String()}}, nil
+	return &answer[api.Info]{Body: api.Info{Version: s.Version, Host: s.Host, Run: s.Run, Caller: c.name, Role: c.role.String()}}, nil
 }
