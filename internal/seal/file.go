@@ -82,8 +82,7 @@ func OpenFile(path string) (*File, error) {
 	return f, nil
 }
 
-// Reload reads the file again, so that a running server learns of a rotation
-// that another process did.
+// Reload reads the file again.
 func (f *File) Reload() error {
 	keys, err := readFile(f.path)
 	if err != nil {
@@ -91,6 +90,16 @@ func (f *File) Reload() error {
 	}
 	f.use(keys)
 	return nil
+}
+
+// Open decrypts blob like [Keyring.Open]. A key that is not known is looked for
+// in the file again: another process may have rotated it.
+func (f *File) Open(blob []byte, context string) (imprint.Secret, error) {
+	value, err := f.Keyring.Open(blob, context)
+	if imprint.KindOf(err) == imprint.Unavailable && err != nil && f.Reload() == nil {
+		return f.Keyring.Open(blob, context)
+	}
+	return value, err
 }
 
 // Rotate adds a fresh primary key and keeps the older ones for opening. The

@@ -106,14 +106,11 @@ func TestAnotherProcessLearnsOfARotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	blob, _ := a.Seal(imprint.NewSecret([]byte("v")), "c")
-	if _, err := b.Open(blob, "c"); err == nil {
-		t.Fatal("b knew the key before it read it")
-	}
-	if err := b.Reload(); err != nil {
-		t.Fatal(err)
-	}
 	if _, err := b.Open(blob, "c"); err != nil {
 		t.Error(err)
+	}
+	if b.Primary() != a.Primary() {
+		t.Error("b still seals with the old key")
 	}
 }
 
