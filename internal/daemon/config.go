@@ -1,0 +1,323 @@
+package daemon
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"imprint"
+)
+
+// maxConfig is the size limit of a configuration file in bytes.
+const maxConfig = 1 << 20
+
+// Config is the server's configuration as it is written in a file. The zero
+// value of every field means its default; see [DefaultConfig].
+type Config struct {
+	// Name is this server's host name: instances are placed on it, and its
+	// issuance log is named after it.
+	Name string `yaml:"name"`
+	// Data holds the store, the issuance log and the key file. Mode 0700.
+	Data string `yaml:"data"`
+	// Run holds the sockets to which machines connect.
+	Run string `yaml:"run"`
+	// Socket is the control socket; root and the members of Group may use it.
+	Socket string `yaml:"socket"`
+	Group  string `yaml:"group"`
+	// GuestOwner is the user who runs the hypervisor and therefore owns the guest sockets.
+	GuestOwner string `yaml:"guestOwner"`
+	// KeyFile holds the key-encryption keys.
+	KeyFile string `yaml:"keyFile"`
+	// Signer is the socket of "imprint sign"; empty keeps the issuing keys in this process.
+	Signer string `yaml:"signer"`
+	// TrustDomain stands in the URI of every certificate.
+	TrustDomain string `yaml:"trustDomain"`
+
+	CheckIn  CheckInConfig  `yaml:"checkIn"`
+	API      APIConfig      `yaml:"api"`
+	Operator string         `yaml:"operator"`
+	Store    StoreConfig    `yaml:"store"`
+	Tenancy  []TenantConfig `yaml:"tenants"`
+}
+
+// CheckInConfig is the endpoint that machines reach over the network.
+type CheckInConfig struct {
+	// Listen is an address such as ":8443"; empty switches the endpoint off.
+	Listen string `yaml:"listen"`
+	// URLs are the base URLs that payloads name; empty is https://CHECKIN-NAME:PORT
+	// of the tenant.
+	URLs []string `yaml:"urls"`
+	// PerAddress and Total bound the requests a second; 0 is the default.
+	PerAddress float64 `yaml:"perAddress"`
+	Total      float64 `yaml:"total"`
+}
+
+// APIConfig is the control API over TCP, with client certificates.
+type APIConfig struct {
+	Listen   string   `yaml:"listen"`
+	Cert     string   `yaml:"cert"`
+	Key      string   `yaml:"key"`
+	ClientCA string   `yaml:"clientCA"`
+	Allow    []string `yaml:"allow"` // subject common names of operators
+}
+
+// StoreConfig names an existing etcd cluster; without endpoints the server runs
+// an etcd of its own in its data directory.
+type StoreConfig struct {
+	Endpoints []string `yaml:"endpoints"`
+	CA        string   `yaml:"ca"`
+	Cert      string   `yaml:"cert"`
+	Key       string   `yaml:"key"`
+}
+
+// TenantConfig declares a tenant.
+type TenantConfig struct {
+	Name     string   `yaml:"name"`
+	Domains  []string `yaml:"domains"`
+	Networks []string `yaml:"networks"`
+	CheckIn  string   `yaml:"checkIn"`
+}
+
+// Settings are a configuration after all checks; only [Config.Check] makes them.
+type Settings struct {
+	Config
+	Tenants []imprint.Tenant
+}
+
+// DefaultConfig returns the configuration of a server without a file.
+func DefaultConfig() Config {
+	name, err := os.Hostname()
+	if err != nil || imprint.CheckDNSName("name", strings.ToLower(name)) != nil {
+		name = "localhost"
+	}
+	data, run := "/var/lib/imprint", "/run/imprint"
+	if os.Geteuid() != 0 {
+		data, run = filepath.Join(userDir("XDG_DATA_HOME", ".local/share"), "imprint"), userRunDir()
+	}
+	return Config{
+		Name:        strings.ToLower(name),
+		Data:        data,
+		Run:         run,
+		TrustDomain: "imprint.internal",
+		Operator:    "127.0.0.1:9640",
+		Tenancy: []TenantConfig{{
+			Name:     string(imprint.DefaultTenant),
+			Domains:  []string{"internal"},
+			Networks: []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"},
+		}},
+	}
+}
+
+// DefaultSocket is the control socket that client verbs try when nothing names one.
+func DefaultSocket() string {
+	if os.Geteuid() == 0 {
+		return "/run/imprint/imprint.sock"
+	}
+	return filepath.Join(userRunDir(), "imprint.sock")
+}
+
+func userRunDir() string {
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return filepath.Join(dir, "imprint")
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("imprint-%d", os.Getuid()))
+}
+
+func userDir(env, fallback string) string {
+	if dir := os.Getenv(env); dir != "" {
+		return dir
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return filepath.Join(os.TempDir(), fmt.Sprintf("imprint-%d", os.Getuid()))
+	}
+	return filepath.Join(home, fallback)
+}
+
+// ReadConfig reads path over the defaults. An unknown or wrong field is named
+// with its line.
+func ReadConfig(path string) (Config, error) {
+	c := DefaultConfig()
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, imprint.Errorf(imprint.NotFound, "read", path, "no such file").WithHint("write one with: imprint config example > %s", path)
+	}
+	if err != nil {
+		return c, imprint.Errorf(imprint.Unavailable, "read", path, "%w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err != nil {
+		return c, imprint.Errorf(imprint.Unavailable, "read", path, "%w", err)
+	}
+	if len(b) > maxConfig {
+		return c, imprint.Errorf(imprint.Invalid, "read", path, "more than %d bytes", maxConfig)
+	}
+	return c, parseConfig(path, b, &c)
+}
+
+func parseConfig(path string, b []byte, c *Config) error {
+	dec := yaml.NewDecoder(bytes.NewReader(b))
+	dec.KnownFields(true)
+	if err := dec.Decode(c); err != nil && err != io.EOF {
+		return imprint.Errorf(imprint.Invalid, "read", path, "%s", yamlFault(err)).
+			WithHint("compare with: imprint config example")
+	}
+	if dec.Decode(new(yaml.Node)) != io.EOF {
+		return imprint.Errorf(imprint.Invalid, "read", path, "it holds more than one document").WithHint("keep everything under one ---")
+	}
+	return nil
+}
+
+var goType = regexp.MustCompile(`field (\S+) not found in type \S+`)
+
+// yamlFault turns the decoder's words into the user's.
+func yamlFault(err error) string {
+	var t *yaml.TypeError
+	if errors.As(err, &t) {
+		return goType.ReplaceAllString(strings.Join(t.Errors, "; "), `unknown field "$1"`)
+	}
+	return strings.TrimPrefix(err.Error(), "yaml: ")
+}
+
+// Check fills in what follows from other fields and refuses what cannot work.
+func (c Config) Check() (*Settings, error) {
+	s := &Settings{Config: c}
+	if err := imprint.CheckDNSName("name", c.Name); err != nil {
+		return nil, err
+	}
+	if err := imprint.CheckDNSName("trustDomain", c.TrustDomain); err != nil {
+		return nil, err
+	}
+	for field, dir := range map[string]*string{"data": &s.Data, "run": &s.Run} {
+		abs, err := filepath.Abs(*dir)
+		if err != nil || *dir == "" {
+			return nil, imprint.Errorf(imprint.Invalid, "check", field, "%q is not a directory name", *dir)
+		}
+		*dir = abs
+	}
+	if s.Socket == "" {
+		s.Socket = filepath.Join(s.Run, "imprint.sock")
+	}
+	if s.KeyFile == "" {
+		s.KeyFile = filepath.Join(s.Data, "kek")
+	}
+	if c.API.Listen != "" && (c.API.Cert == "" || c.API.Key == "" || c.API.ClientCA == "" || len(c.API.Allow) == 0) {
+		return nil, imprint.Errorf(imprint.Invalid, "check", "api", "over TCP it needs cert, key, clientCA and allow").
+			WithHint("leave api.listen empty to use the control socket only")
+	}
+	if (c.Store.Cert == "") != (c.Store.Key == "") {
+		return nil, imprint.Errorf(imprint.Invalid, "check", "store", "cert and key come together")
+	}
+	return s, s.checkTenants()
+}
+
+func (s *Settings) checkTenants() error {
+	names, checkIns := map[string]bool{}, map[string]string{}
+	for i := range s.Tenancy {
+		t := &s.Tenancy[i]
+		what := "tenants[" + t.Name + "]"
+		if err := imprint.CheckLabel("tenant name", t.Name); err != nil {
+			return err
+		}
+		if names[t.Name] {
+			return imprint.Errorf(imprint.Invalid, "check", what, "two tenants have this name")
+		}
+		names[t.Name] = true
+		if len(t.Domains) == 0 {
+			return imprint.Errorf(imprint.Invalid, "check", what, "it has no domains, so it could certify no name").
+				WithHint("list the DNS suffixes that belong to it under domains")
+		}
+		tenant := imprint.Tenant{Name: imprint.TenantName(t.Name), Domains: t.Domains}
+		for _, d := range t.Domains {
+			if err := imprint.CheckDNSName(what+" domains", d); err != nil {
+				return err
+			}
+		}
+		for _, n := range t.Networks {
+			prefix, err := netip.ParsePrefix(n)
+			if err != nil || prefix != prefix.Masked() {
+				return imprint.Errorf(imprint.Invalid, "check", what+" networks", "%q is not a prefix such as 10.0.0.0/8", n)
+			}
+			tenant.Networks = append(tenant.Networks, prefix)
+		}
+		if t.CheckIn == "" {
+			t.CheckIn = "imprint." + t.Domains[0]
+		}
+		if err := imprint.CheckDNSName(what+" checkIn", t.CheckIn); err != nil {
+			return err
+		}
+		if other, taken := checkIns[t.CheckIn]; taken {
+			return imprint.Errorf(imprint.Invalid, "check", what, "tenant %s has the check-in name %s already", other, t.CheckIn).
+				WithHint("give each tenant a checkIn name of its own")
+		}
+		checkIns[t.CheckIn] = t.Name
+		tenant.CheckIn = t.CheckIn
+		s.Tenants = append(s.Tenants, tenant)
+	}
+	if !names[string(imprint.DefaultTenant)] {
+		return imprint.Errorf(imprint.Invalid, "check", "tenants", "there is no tenant %q", imprint.DefaultTenant).
+			WithHint("add it; whoever names no tenant means it")
+	}
+	return nil
+}
+
+// Tenant returns the tenant called name.
+func (s *Settings) Tenant(name imprint.TenantName) (imprint.Tenant, error) {
+	for _, t := range s.Tenants {
+		if t.Name == name {
+			return t, nil
+		}
+	}
+	return imprint.Tenant{}, imprint.Errorf(imprint.NotFound, "find", "tenant "+string(name), "it is not in the server's configuration").
+		WithHint("add it under tenants and restart the server")
+}
+
+// ExampleConfig shows every field and its default.
+const ExampleConfig = `# imprint serve --config FILE. Every line shows its default; leave out what you do not change.
+
+# name: this-host                     # where instances without a host are placed
+# data: /var/lib/imprint              # store, issuance log, key file
+# run: /run/imprint                   # sockets to which machines connect
+# socket: /run/imprint/imprint.sock   # control socket
+# group: ""                           # whose members may use it besides root
+# guestOwner: ""                      # the user who runs the hypervisor, for example libvirt-qemu
+# keyFile: /var/lib/imprint/kek       # key-encryption keys, mode 0600; back it up apart from data
+# signer: ""                          # socket of "imprint sign", which then holds the issuing keys
+# trustDomain: imprint.internal       # in the spiffe:// name of every certificate
+# operator: 127.0.0.1:9640            # /metrics, /healthz, /readyz; "" switches it off
+
+checkIn:                              # EST, for machines whose payload came one way
+  listen: ""                          # ":8443", say; "" switches it off
+  urls: []                            # what payloads name; default https://CHECKIN:PORT
+  # perAddress: 5                     # requests a second from one address
+  # total: 500                        # requests a second altogether
+
+api:                                  # the control API over TCP; off by default
+  listen: ""
+  # cert: api.pem
+  # key: api.key
+  # clientCA: operators.pem
+  # allow: [alice]                    # common names of the client certificates
+
+store:                                # an etcd of your own; without endpoints one runs inside the server
+  endpoints: []
+  # ca: etcd-ca.pem
+  # cert: etcd.pem
+  # key: etcd.key
+
+tenants:
+  - name: default
+    domains: [internal]               # certificates may name these and what is below them
+    networks: [10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, "fc00::/7"]
+    # checkIn: imprint.internal       # the name under which it checks in; one for each tenant
+`

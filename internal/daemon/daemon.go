@@ -1,0 +1,396 @@
+// Package daemon runs imprint's roles: it opens the store, the keys, the
+// authorities, the decisions and the listeners, joins them, and takes them down
+// again in order. The packages that it joins do not know each other.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"imprint"
+	"imprint/internal/ca"
+	"imprint/internal/enrol"
+	"imprint/internal/est"
+	"imprint/internal/host"
+	"imprint/internal/manifest"
+	"imprint/internal/seal"
+	"imprint/internal/server"
+	"imprint/internal/signer"
+	"imprint/internal/store"
+)
+
+// revocationSweep is how often revocations of ended certificates are forgotten.
+const revocationSweep = 6 * time.Hour
+
+// Daemon is a server with all its roles.
+type Daemon struct {
+	settings    *Settings
+	logger      *slog.Logger
+	keys        *seal.File
+	store       *store.Store
+	log         *ca.Log
+	logKey      string // verifies log
+	signer      *signer.Client
+	authorities *authorities
+	engine      *enrol.Engine
+	values      *values
+	host        *host.Host
+	checkIn     *est.Server // nil if switched off
+	server      *server.Server
+}
+
+// Open opens everything that a server needs, without listening anywhere.
+// Whoever gets a Daemon calls Run or Close. version is shown to clients.
+func Open(ctx context.Context, s *Settings, version string, logger *slog.Logger) (_ *Daemon, err error) {
+	d := &Daemon{settings: s, logger: logger}
+	defer func() {
+		if err != nil {
+			d.Close()
+		}
+	}()
+	if err := keepOutOfCoreFiles(); err != nil {
+		return nil, err
+	}
+	if err := makeDirs(s); err != nil {
+		return nil, err
+	}
+	if d.store, err = openStore(ctx, s, logger); err != nil {
+		return nil, err
+	}
+	if d.keys, err = seal.OpenFile(s.KeyFile); err != nil {
+		return nil, err
+	}
+	if err := d.openLog(ctx); err != nil {
+		return nil, err
+	}
+	if err := d.openAuthorities(ctx); err != nil {
+		return nil, err
+	}
+	d.engine = enrol.New(enrol.Config{
+		Store: d.store, Issuer: d.authorities, Now: time.Now, Logger: logger,
+	})
+	d.values = &values{store: d.store, keys: d.keys, secrets: host.NewSecrets()}
+	if err := d.openHost(); err != nil {
+		return nil, err
+	}
+	if err := d.openCheckIn(ctx); err != nil {
+		return nil, err
+	}
+	return d, d.openServer(version)
+}
+
+// keepOutOfCoreFiles makes sure that a crash does not write values to a disk.
+func keepOutOfCoreFiles() error {
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return imprint.Errorf(imprint.Internal, "switch off", "core files", "%w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return imprint.Errorf(imprint.Internal, "switch off", "core files", "%w", err)
+	}
+	return nil
+}
+
+func makeDirs(s *Settings) error {
+	for dir, mode := range map[string]os.FileMode{s.Data: 0o700, s.Run: 0o700} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return imprint.Errorf(imprint.Denied, "make", dir, "%w", err).
+				WithHint("run as root, or choose directories of your own with --data and --run")
+		}
+	}
+	if s.Group != "" { // its members pass through to the control socket, and see nothing else
+		if err := os.Chmod(s.Run, 0o711); err != nil {
+			return imprint.Errorf(imprint.Denied, "open", s.Run, "%w", err)
+		}
+	}
+	return nil
+}
+
+func openStore(ctx context.Context, s *Settings, logger *slog.Logger) (*store.Store, error) {
+	if c := s.Store; len(c.Endpoints) > 0 {
+		return store.OpenCluster(ctx, store.Cluster{Endpoints: c.Endpoints, CA: c.CA, Cert: c.Cert, Key: c.Key, Logger: logger})
+	}
+	return store.OpenEmbedded(ctx, store.Embedded{Dir: filepath.Join(s.Data, "etcd"), Logger: logger})
+}
+
+// openLog opens this server's issuance log; its key is sealed in the store.
+func (d *Daemon) openLog(ctx context.Context) error {
+	key, verifier, err := logKey(ctx, d.store, d.keys, imprint.HostName(d.settings.Name))
+	if err != nil {
+		return err
+	}
+	d.logKey = verifier
+	d.log, err = ca.OpenLog(ctx, ca.LogConfig{Dir: d.logDir(), Key: key, Now: time.Now, Logger: d.logger})
+	return err
+}
+
+func (d *Daemon) logDir() string { return filepath.Join(d.settings.Data, "log") }
+
+func (d *Daemon) openAuthorities(ctx context.Context) error {
+	d.authorities = &authorities{docs: d.store, keys: d.keys, log: d.log, logger: d.logger, now: time.Now}
+	d.authorities.custody = sealedCustody{d.keys}
+	if d.settings.Signer != "" {
+		d.signer = signer.NewClient(d.settings.Signer)
+		d.authorities.custody = &signerCustody{client: d.signer, docs: d.store, tenants: d.settings.Tenants}
+	}
+	return d.authorities.open(ctx, d.settings.profiles())
+}
+
+func (d *Daemon) openHost() error {
+	owner, err := ownerOf(d.settings.GuestOwner)
+	if err != nil {
+		return err
+	}
+	name := imprint.HostName(d.settings.Name)
+	d.host, err = host.New(host.Config{
+		Name: name, RunDir: d.settings.Run, Owner: owner,
+		Instances: placements{d.store, name},
+		Control:   d.engine, Params: d.values, Secrets: d.values.secrets,
+		Facts: d.facts().of, Logger: d.logger,
+	})
+	return err
+}
+
+func (d *Daemon) facts() *facts { return &facts{d.authorities, d.settings} }
+
+// openCheckIn prepares the check-in endpoint, if there is to be one.
+func (d *Daemon) openCheckIn(ctx context.Context) error {
+	if d.settings.CheckIn.Listen == "" {
+		return nil
+	}
+	tenants, err := d.endpoints(ctx)
+	if err != nil {
+		return err
+	}
+	limits := est.DefaultLimits()
+	if r := d.settings.CheckIn.PerAddress; r > 0 {
+		limits.Rate, limits.Burst = r, max(int(r), 1)
+	}
+	if r := d.settings.CheckIn.Total; r > 0 {
+		limits.TotalRate, limits.TotalBurst = r, max(int(r), 1)
+	}
+	d.checkIn, err = est.New(est.Config{
+		Engine: d.engine, Instances: d.store, Authority: d.authorities, Values: d.values,
+		Tenants: tenants, Logger: d.logger, Limits: limits,
+	})
+	return err
+}
+
+// endpoints makes fresh certificates with which the check-in endpoint serves each tenant.
+func (d *Daemon) endpoints(ctx context.Context) ([]est.Tenant, error) {
+	var list []est.Tenant
+	for _, t := range d.settings.Tenants {
+		cert, err := d.authorities.endpoint(ctx, t.Name)
+		if err != nil {
+			return nil, err
+		}
+		a, err := d.authorities.tenant(t.Name)
+		if err != nil {
+			return nil, err
+		}
+		names := []string{t.CheckIn}
+		if t.Name == imprint.DefaultTenant {
+			names = append(names, "localhost")
+		}
+		list = append(list, est.Tenant{Name: t.Name, Names: names, Certificate: cert, Trust: a.Issuers()})
+	}
+	return list, nil
+}
+
+func (d *Daemon) openServer(version string) error {
+	s := d.settings
+	registry := &registry{settings: s, store: d.store, engine: d.engine, values: d.values, logger: d.logger, now: time.Now}
+	var err error
+	d.server, err = server.New(server.Config{
+		Instances:   instances{d.store},
+		Registry:    registry,
+		Decisions:   d.engine,
+		Credentials: &credentials{engine: d.engine, store: d.store, facts: d.facts(), now: time.Now},
+		Params:      &params{values: d.values, store: d.store, host: d.host},
+		Pipes:       pipes{d.host},
+		Watcher:     watcher{d.store},
+		Authorities: trust{d.authorities},
+		RootKeys:    trust{d.authorities},
+		Sealing:     &sealing{keys: d.keys, store: d.store, authorities: d.authorities, logger: d.logger},
+		Log:         issuanceLog{d.logDir(), d.logKey},
+		Check:       manifest.Check,
+		Tenant:      s.Tenant,
+		Ready:       d.ready,
+		Host:        imprint.HostName(s.Name),
+		Run:         s.Run,
+		Version:     version,
+		Group:       s.Group,
+		Operators:   s.API.Allow,
+		Metrics:     prometheus.NewRegistry(),
+		Logger:      d.logger,
+	})
+	return err
+}
+
+// ready tells why the server cannot do its work: the store answers, or not.
+func (d *Daemon) ready(ctx context.Context) error {
+	_, _, err := d.store.List(ctx, store.Query{Limit: 1})
+	return err
+}
+
+// Run serves until ctx ends or a part fails, and closes the daemon.
+func (d *Daemon) Run(ctx context.Context) error {
+	defer d.Close()
+	listeners, err := d.listen()
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return d.host.Run(ctx) })
+	group.Go(func() error { return d.server.Serve(ctx, listeners.control) })
+	if listeners.checkIn != nil {
+		group.Go(func() error { return d.checkIn.Serve(ctx, listeners.checkIn) })
+		group.Go(func() error { return d.renewEndpoints(ctx) })
+	}
+	group.Go(func() error { return d.expire(ctx) })
+	group.Go(func() error { return d.sweepRevocations(ctx) })
+	group.Go(func() error { return d.watchdog(ctx) })
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.store.Failed():
+			return imprint.Errorf(imprint.Exhausted, "serve", d.settings.Data, "the store cannot go on; the log says why").
+				WithHint("free space on its disk and start the server again; nothing that was acknowledged is lost")
+		}
+	})
+	d.logger.InfoContext(ctx, "serving", "socket", d.settings.Socket, "checkIn", d.settings.CheckIn.Listen, "data", d.settings.Data)
+	daemon.SdNotify(false, daemon.SdNotifyReady)
+	err = group.Wait()
+	daemon.SdNotify(false, daemon.SdNotifyStopping)
+	return err
+}
+
+// listeners are all sockets on which the roles answer.
+type listeners struct {
+	control server.Listeners
+	checkIn net.Listener
+}
+
+func (d *Daemon) listen() (l listeners, err error) {
+	defer func() {
+		if err != nil {
+			for _, open := range []net.Listener{l.control.Unix, l.control.TLS, l.control.Operator, l.checkIn} {
+				if open != nil {
+					open.Close()
+				}
+			}
+		}
+	}()
+	s := d.settings
+	if l.control.Unix, err = d.server.ListenUnix(s.Socket); err != nil {
+		return l, err
+	}
+	if s.Operator != "" {
+		if l.control.Operator, err = server.ListenTCP(s.Operator); err != nil {
+			return l, err
+		}
+	}
+	if s.API.Listen != "" {
+		if l.control.TLSConf, err = apiTLS(s.API); err != nil {
+			return l, err
+		}
+		if l.control.TLS, err = server.ListenTCP(s.API.Listen); err != nil {
+			return l, err
+		}
+	}
+	if d.checkIn != nil {
+		l.checkIn, err = server.ListenTCP(s.CheckIn.Listen)
+	}
+	return l, err
+}
+
+// renewEndpoints gives the check-in endpoint new certificates at two thirds of their life.
+func (d *Daemon) renewEndpoints(ctx context.Context) error {
+	return every(ctx, endpointLifetime*2/3, func() {
+		tenants, err := d.endpoints(ctx)
+		if err == nil {
+			err = d.checkIn.SetTenants(tenants)
+		}
+		if err != nil {
+			d.logger.ErrorContext(ctx, "endpoint certificates were not renewed", "error", err)
+		}
+	})
+}
+
+// expire decides about reservations whose window passed.
+func (d *Daemon) expire(ctx context.Context) error {
+	for id, err := range d.store.Due(ctx) {
+		if err == nil {
+			_, err = d.engine.Expire(ctx, id)
+		}
+		if err != nil && ctx.Err() == nil {
+			d.logger.WarnContext(ctx, "a due reservation was not looked at", "instance", id, "error", err)
+		}
+	}
+	return nil
+}
+
+func (d *Daemon) sweepRevocations(ctx context.Context) error {
+	return every(ctx, revocationSweep, func() {
+		for _, t := range d.settings.Tenants {
+			if _, err := d.store.DropRevocations(ctx, t.Name, time.Now().Add(-2*crlLifetime)); err != nil {
+				d.logger.WarnContext(ctx, "ended revocations were not dropped", "tenant", t.Name, "error", err)
+			}
+		}
+	})
+}
+
+// watchdog tells systemd that the server is alive, for as long as its store answers.
+func (d *Daemon) watchdog(ctx context.Context) error {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || interval == 0 {
+		return nil
+	}
+	return every(ctx, interval/3, func() {
+		if d.ready(ctx) == nil {
+			daemon.SdNotify(false, daemon.SdNotifyWatchdog)
+		}
+	})
+}
+
+// every calls f at each interval until ctx ends.
+func every(ctx context.Context, interval time.Duration, f func()) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			f()
+		}
+	}
+}
+
+// Close gives back what Open opened. It may be called more than once.
+func (d *Daemon) Close() error {
+	var errs []error
+	if d.signer != nil {
+		errs = append(errs, d.signer.Close())
+		d.signer = nil
+	}
+	if d.log != nil {
+		errs = append(errs, d.log.Close())
+		d.log = nil
+	}
+	if d.store != nil {
+		errs = append(errs, d.store.Close())
+		d.store = nil
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,157 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"os/user"
+	"strconv"
+
+	"imprint"
+	"imprint/internal/ca"
+	"imprint/internal/host"
+	"imprint/internal/seal"
+	"imprint/internal/server"
+	"imprint/internal/store"
+)
+
+// logsDocument is where the store keeps the keys of all servers' issuance logs.
+const logsDocument = "logs"
+
+// logKeys is the key of one server's issuance log, sealed, and what verifies it.
+type logKeys struct {
+	Key      []byte `json:"key"`
+	Verifier string `json:"verifier"`
+}
+
+func logContext(server imprint.HostName) string { return logsDocument + "/" + string(server) }
+
+// logKey returns the key of server's issuance log and what verifies it, making
+// them the first time.
+func logKey(ctx context.Context, docs documents, keys sealer, server imprint.HostName) (key imprint.Secret, verifier string, err error) {
+	err = editLogs(ctx, docs, func(all map[imprint.HostName]logKeys) (bool, error) {
+		if have, ok := all[server]; ok {
+			verifier = have.Verifier
+			key, err = keys.Open(have.Key, logContext(server))
+			return false, err
+		}
+		fresh := logKeys{}
+		if key, fresh.Verifier, err = ca.GenerateLogKey(server); err != nil {
+			return false, err
+		}
+		verifier = fresh.Verifier
+		fresh.Key, err = keys.Seal(key, logContext(server))
+		all[server] = fresh
+		return true, err
+	})
+	return key, verifier, err
+}
+
+// editLogs changes the document of the logs' keys, again if another server was quicker.
+func editLogs(ctx context.Context, docs documents, edit func(map[imprint.HostName]logKeys) (changed bool, err error)) error {
+	for {
+		all := map[imprint.HostName]logKeys{}
+		data, revision, err := docs.Document(ctx, logsDocument)
+		switch {
+		case err == nil:
+			err = json.Unmarshal(data, &all)
+		case imprint.KindOf(err) == imprint.NotFound:
+			err = nil
+		}
+		if err != nil {
+			return imprint.Errorf(imprint.KindOf(err), "read", "keys of the issuance logs", "%w", err)
+		}
+		changed, err := edit(all)
+		if err != nil || !changed {
+			return err
+		}
+		if data, err = json.Marshal(all); err != nil {
+			return imprint.Errorf(imprint.Internal, "write", "keys of the issuance logs", "%w", err)
+		}
+		if err := docs.PutDocument(ctx, logsDocument, data, revision); imprint.KindOf(err) != imprint.Conflict {
+			return err
+		}
+	}
+}
+
+// sealing changes the key-encryption key of everything that is sealed.
+type sealing struct {
+	keys        *seal.File
+	store       *store.Store
+	authorities *authorities
+	logger      *slog.Logger
+}
+
+// Rotate makes a new key, gives it everything that was sealed, and then forgets
+// the old ones. Readers and writers go on meanwhile. If it is broken off, the
+// old keys stay, and it can be repeated.
+func (s *sealing) Rotate(ctx context.Context, by string) (key string, instances int, err error) {
+	id, err := s.keys.Rotate()
+	if err != nil {
+		return "", 0, err
+	}
+	s.logger.WarnContext(ctx, "rotating the key-encryption key", "key", id.String(), "by", by)
+	instances, err = s.store.RewriteSealed(ctx, func(id imprint.InstanceID, name string, blob []byte) ([]byte, bool, error) {
+		return s.keys.Rewrap(blob, paramContext(id, name))
+	})
+	if err != nil {
+		return "", 0, err
+	}
+	if err := s.authorities.rewrap(ctx); err != nil {
+		return "", 0, err
+	}
+	err = editLogs(ctx, s.store, func(all map[imprint.HostName]logKeys) (bool, error) {
+		for server, k := range all {
+			if k.Key, _, err = s.keys.Rewrap(k.Key, logContext(server)); err != nil {
+				return false, err
+			}
+			all[server] = k
+		}
+		return true, nil
+	})
+	if err != nil {
+		return "", 0, err
+	}
+	return id.String(), instances, s.keys.Retire()
+}
+
+// ownerOf finds the user to whom guest sockets belong; nil is this process's own.
+func ownerOf(name string) (*host.Owner, error) {
+	if name == "" {
+		return nil, nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return nil, imprint.Errorf(imprint.Invalid, "use", "guestOwner "+name, "there is no such user").
+			WithHint("it is the user who runs the hypervisor, for example libvirt-qemu")
+	}
+	uid, err := strconv.Atoi(u.Uid)
+	if err != nil {
+		return nil, imprint.Errorf(imprint.Invalid, "use", "guestOwner "+name, "its number is %q", u.Uid)
+	}
+	gid, err := strconv.Atoi(u.Gid)
+	if err != nil {
+		return nil, imprint.Errorf(imprint.Invalid, "use", "guestOwner "+name, "its group is %q", u.Gid)
+	}
+	return &host.Owner{UID: uid, GID: gid}, nil
+}
+
+// apiTLS reads the certificates of the control API over TCP.
+func apiTLS(c APIConfig) (*tls.Config, error) {
+	cert, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+	if err != nil {
+		return nil, imprint.Errorf(imprint.Invalid, "read", "api.cert and api.key", "%w", err)
+	}
+	pem, err := os.ReadFile(c.ClientCA)
+	if err != nil {
+		return nil, imprint.Errorf(imprint.Invalid, "read", "api.clientCA", "%w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, imprint.Errorf(imprint.Invalid, "read", "api.clientCA", "%s holds no certificate in PEM", c.ClientCA)
+	}
+	return server.TLSConfig(cert, pool), nil
+}

@@ -1,0 +1,80 @@
+package daemon
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"imprint"
+)
+
+// VerifierFile is the first file of a copy of the issuance log: the key that
+// verifies it. It is not part of the log's tree.
+const VerifierFile = "verifier.key"
+
+// checkpointFile is what a log's tree is judged by; it goes first, so that all
+// that it covers is in the copy.
+const checkpointFile = "checkpoint"
+
+// issuanceLog gives copies of the log in dir.
+type issuanceLog struct{ dir, verifier string }
+
+// WriteTar writes the log's files while the log goes on.
+func (l issuanceLog) WriteTar(ctx context.Context, w io.Writer) error {
+	out := tar.NewWriter(w)
+	err := writeEntry(out, VerifierFile, []byte(l.verifier+"\n"))
+	if err == nil {
+		err = l.copyFile(out, checkpointFile)
+	}
+	if err == nil {
+		err = l.copyTree(ctx, out)
+	}
+	if err := errors.Join(err, out.Close()); err != nil {
+		return imprint.Errorf(imprint.Unavailable, "copy", "issuance log", "%w", err)
+	}
+	return nil
+}
+
+func (l issuanceLog) copyTree(ctx context.Context, out *tar.Writer) error {
+	return filepath.WalkDir(filepath.Join(l.dir, "tile"), func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, fs.ErrNotExist):
+			return nil // a partial tile that was completed meanwhile
+		case err != nil:
+			return err
+		case !d.Type().IsRegular():
+			return nil
+		}
+		name, err := filepath.Rel(l.dir, path)
+		if err != nil {
+			return err
+		}
+		return l.copyFile(out, filepath.ToSlash(name))
+	})
+}
+
+// copyFile copies one file, which is small: a tile has at most 256 entries.
+func (l issuanceLog) copyFile(out *tar.Writer, name string) error {
+	b, err := os.ReadFile(filepath.Join(l.dir, filepath.FromSlash(name)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return writeEntry(out, name, b)
+}
+
+func writeEntry(out *tar.Writer, name string, content []byte) error {
+	if err := out.WriteHeader(&tar.Header{Name: name, Mode: 0o600, Size: int64(len(content)), Typeflag: tar.TypeReg}); err != nil {
+		return err
+	}
+	_, err := out.Write(content)
+	return err
+}

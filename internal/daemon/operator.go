@@ -1,0 +1,247 @@
+package daemon
+
+import (
+	"context"
+	"iter"
+	"log/slog"
+	"time"
+
+	"imprint"
+	"imprint/api"
+	"imprint/internal/dialect"
+	"imprint/internal/enrol"
+	"imprint/internal/host"
+	"imprint/internal/server"
+	"imprint/internal/store"
+)
+
+// The types in this file are what the control API works with: each joins two or
+// three parts that know nothing of each other.
+
+// registry creates and deletes instances.
+type registry struct {
+	settings *Settings
+	store    *store.Store
+	engine   *enrol.Engine
+	values   *values
+	logger   *slog.Logger
+	now      func() time.Time
+}
+
+// Create reserves spec for its tenant and stores the private values with it.
+func (r *registry) Create(ctx context.Context, spec imprint.Spec, private map[string]imprint.Secret, by string) (*imprint.Instance, error) {
+	tenant, err := r.settings.Tenant(spec.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	inst, change, err := enrol.Reserve(spec, tenant, r.now())
+	if err != nil {
+		return nil, err
+	}
+	attribute(&change, by)
+	sealed, err := r.values.seal(inst.ID, private)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.store.Create(ctx, &inst, sealed, change); err != nil {
+		return nil, err
+	}
+	return &inst, nil
+}
+
+// Delete revokes what was issued and forgets the instance.
+func (r *registry) Delete(ctx context.Context, id imprint.InstanceID, by string) error {
+	err := r.store.Delete(ctx, id, func(i *imprint.Instance) (imprint.Change, error) {
+		return enrol.Delete(i, r.now()), nil
+	})
+	if err == nil {
+		r.values.secrets.Drop(id)
+		r.logger.InfoContext(ctx, "deleted", "instance", id, "by", by)
+	}
+	return err
+}
+
+// attribute notes on every event who asked for it.
+func attribute(c *imprint.Change, by string) {
+	for i := range c.Events {
+		if c.Events[i].Detail == nil {
+			c.Events[i].Detail = map[string]string{}
+		}
+		c.Events[i].Detail["by"] = by
+	}
+}
+
+// instances reads the store for the control API.
+type instances struct{ *store.Store }
+
+func (s instances) List(ctx context.Context, q api.Query) ([]*imprint.Instance, string, error) {
+	return s.Store.List(ctx, store.Query{Tenant: q.Tenant, Host: q.Host, After: q.After, Limit: q.Limit})
+}
+
+// watcher gives the store's notices one by one: the instance first, then its events.
+type watcher struct{ store *store.Store }
+
+func (w watcher) Watch(ctx context.Context, scope server.Scope, from int64) iter.Seq2[server.Notice, error] {
+	return func(yield func(server.Notice, error) bool) {
+		after := max(from-1, 0) // the store tells what came after a revision
+		for n, err := range w.store.Watch(ctx, store.Scope(scope), after) {
+			if err != nil {
+				yield(server.Notice{}, err)
+				return
+			}
+			for _, out := range split(n) {
+				if !yield(out, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func split(n store.Notice) []server.Notice {
+	var out []server.Notice
+	if n.Instance != nil || n.Deleted != "" {
+		out = append(out, server.Notice{Revision: n.Revision, Relist: n.Relist, Instance: n.Instance, Deleted: n.Deleted})
+	}
+	for i := range n.Events {
+		out = append(out, server.Notice{Revision: n.Revision, Event: &n.Events[i]})
+	}
+	return out
+}
+
+// placements gives the host role the instances that are placed on it.
+type placements struct {
+	store *store.Store
+	host  imprint.HostName
+}
+
+func (p placements) Watch(ctx context.Context) iter.Seq2[host.Notice, error] {
+	return func(yield func(host.Notice, error) bool) {
+		for n, err := range p.store.Watch(ctx, store.Scope{Host: p.host}, 0) {
+			out := host.Notice{Instance: n.Instance, Relist: n.Relist, Synced: n.Synced, Deleted: n.Deleted}
+			if !yield(out, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// params puts each sort of parameter where it belongs.
+type params struct {
+	*values
+	store *store.Store
+	host  *host.Host
+}
+
+// PutPublic changes the value in the spec.
+func (p *params) PutPublic(ctx context.Context, id imprint.InstanceID, name, value, by string) error {
+	_, err := p.store.Update(ctx, id, func(i *imprint.Instance) (imprint.Change, error) {
+		for n := range i.Spec.Params {
+			if param := &i.Spec.Params[n]; param.Name == name && param.Visibility == imprint.Public {
+				param.Value = value
+				change := changedParam(name, by)
+				change.WakeAt = enrol.WakeAt(i)
+				return change, nil
+			}
+		}
+		return imprint.Change{}, imprint.Errorf(imprint.NotFound, "set", "parameter "+name, "the instance has no such public parameter")
+	})
+	return err
+}
+
+// PutPrivate seals the value and stores it.
+func (p *params) PutPrivate(ctx context.Context, id imprint.InstanceID, name string, value imprint.Secret, by string) error {
+	blob, err := p.keys.Seal(value, paramContext(id, name))
+	if err != nil {
+		return err
+	}
+	if err := p.values.store.PutSealedParam(ctx, id, name, blob); err != nil {
+		return err
+	}
+	_, err = p.store.Update(ctx, id, func(*imprint.Instance) (imprint.Change, error) {
+		c := changedParam(name, by)
+		c.Keep = true
+		return c, nil
+	})
+	p.host.Refresh()
+	return err
+}
+
+// PutSecret hands the value to this host's memory.
+func (p *params) PutSecret(_ context.Context, i *imprint.Instance, name string, value imprint.Secret) error {
+	if err := p.secrets.Put(i.ID, i.Generation, name, value); err != nil {
+		return err
+	}
+	p.host.Refresh()
+	return nil
+}
+
+// Missing names the secret parameters that have to be given again.
+func (p *params) Missing(_ context.Context, i *imprint.Instance) []string {
+	return p.secrets.Missing(i)
+}
+
+func changedParam(name, by string) imprint.Change {
+	return imprint.Change{Events: []imprint.Event{{Kind: imprint.EventChanged, Detail: map[string]string{"param": name, "by": by}}}}
+}
+
+// pipes are the message queues in the host role's memory.
+type pipes struct{ host *host.Host }
+
+func (p pipes) Send(_ context.Context, id imprint.InstanceID, message []byte) error {
+	return p.host.Send(id, message)
+}
+
+// Receive takes the oldest message at once; the control API's caller has it when
+// the answer arrives.
+func (p pipes) Receive(ctx context.Context, id imprint.InstanceID) ([]byte, bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, receivePatience)
+	defer cancel()
+	message, err := p.host.Receive(ctx, id)
+	switch {
+	case ctx.Err() != nil:
+		return nil, false, nil
+	case err != nil:
+		return nil, false, err
+	}
+	return message, true, p.host.Acknowledge(id, imprint.DigestOf(message))
+}
+
+// receivePatience is how long an operator's receive waits for a message.
+const receivePatience = time.Second
+
+// credentials hands out what is carried to a machine by hand.
+type credentials struct {
+	engine *enrol.Engine
+	store  *store.Store
+	facts  *facts
+	now    func() time.Time
+}
+
+func (c *credentials) Token(ctx context.Context, id imprint.InstanceID, ttl time.Duration) (imprint.Secret, error) {
+	return c.engine.Token(ctx, id, ttl)
+}
+
+// Payload is the encoded payload with a fresh token in it.
+func (c *credentials) Payload(ctx context.Context, id imprint.InstanceID, ttl time.Duration) (imprint.Secret, error) {
+	inst, err := c.store.Instance(ctx, id)
+	if err != nil {
+		return imprint.Secret{}, err
+	}
+	f, err := c.facts.of(inst.Spec.Tenant)
+	if err != nil {
+		return imprint.Secret{}, err
+	}
+	if len(f.CheckIn) == 0 {
+		return imprint.Secret{}, imprint.Errorf(imprint.Conflict, "make payload for", inst.Ref(), "the server has no check-in endpoint, so the machine could not enrol with it").
+			WithHint("set checkIn.listen in the server's configuration")
+	}
+	token, err := c.engine.Token(ctx, id, ttl)
+	if err != nil {
+		return imprint.Secret{}, err
+	}
+	p := dialect.Payload(inst, f, c.now())
+	p.Token = string(token.Reveal())
+	b, err := p.Encode()
+	return imprint.NewSecret(b), err
+}
