@@ -1,0 +1,12 @@
+// Command imprint gives new machines their identity. See "imprint help".
+package main
+
+import (
+	"os"
+
+	"imprint/internal/cli"
+)
+
+func main() {
+	os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}

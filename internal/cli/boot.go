@@ -1,0 +1,182 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"imprint"
+	"imprint/api"
+	"imprint/internal/platform/qemu"
+)
+
+// bootOptions are the flags of "imprint boot".
+type bootOptions struct {
+	kernel, initrd, append string
+	disks, channels        []string
+	machine, product       string
+	console                string
+	memory, cpus           int
+	timeout                time.Duration
+	print                  bool
+}
+
+func (p *program) bootCommand() *cobra.Command {
+	var o bootOptions
+	c := &cobra.Command{
+		Use:   "boot NAME --kernel FILE",
+		Short: "Run an instance in a local QEMU with imprint's channels attached",
+		Long: `Run an instance in a local QEMU whose serial port or virtio-serial port is
+imprint's. The kernel is booted directly; writes to disks are discarded. With
+--print the command line is shown instead of run.
+
+KVM is used if a probe shows that guests really run under it; IMPRINT_ACCEL=tcg or
+kvm decides without probing.`,
+		Example:           "  imprint boot web-1 --kernel vmlinuz --initrd initrd.img\n  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --print",
+		Args:              exactArgs("an instance"),
+		ValidArgsFunction: p.completeInstances,
+		RunE: func(c *cobra.Command, args []string) error {
+			return p.boot(c.Context(), args[0], &o)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.kernel, "kernel", "", "Linux kernel to boot")
+	f.StringVar(&o.initrd, "initrd", "", "its initial RAM disk")
+	f.StringVar(&o.append, "append", "", "more for the kernel's command line")
+	f.StringArrayVar(&o.disks, "disk", nil, "a disk image, raw or qcow2 by its name; repeatable")
+	f.StringSliceVar(&o.channels, "channel", nil, "attach only these of the instance's channels: serial, virtio-serial")
+	f.StringVar(&o.machine, "machine", string(qemu.Q35), "machine type: q35, pc or microvm")
+	f.StringVar(&o.product, "product", "", `SMBIOS product, such as "SmartDC HVM" for cloud-init over the serial port`)
+	f.StringVar(&o.console, "console", "-", "where the guest's console goes: a file, or - for this terminal")
+	f.IntVar(&o.memory, "memory", 512, "MiB of memory")
+	f.IntVar(&o.cpus, "cpus", 1, "processors")
+	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "end the machine after this long")
+	f.BoolVar(&o.print, "print", false, "print the command line instead of running it")
+	c.MarkFlagRequired("kernel")
+	for _, name := range []string{"kernel", "initrd", "disk", "console"} {
+		c.MarkFlagFilename(name)
+	}
+	return c
+}
+
+func (p *program) boot(ctx context.Context, ref string, o *bootOptions) error {
+	client := p.client()
+	defer client.Close()
+	one, err := client.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	info, err := client.Info(ctx)
+	if err != nil {
+		return err
+	}
+	m, err := o.machineFor(one, info.Run)
+	if err != nil {
+		return err
+	}
+	if m.Accel, err = (qemu.Probe{Kernel: o.kernel}).Accel(ctx); err != nil {
+		return err
+	}
+	if o.print {
+		line, err := m.Command()
+		if err == nil {
+			fmt.Fprintln(p.out, line)
+		}
+		return err
+	}
+	for _, ch := range m.Channels {
+		if err := waitSocket(ctx, ch.Socket); err != nil {
+			return err
+		}
+	}
+	if missing := qemu.Check(o.kernel); len(missing) > 0 {
+		return imprint.Errorf(imprint.Unavailable, "boot", ref, "%s is missing: %s", missing[0].Name, missing[0].Problem).
+			WithHint("%s", missing[0].Remedy)
+	}
+	run := qemu.Run{Timeout: o.timeout, Stdout: p.out, Stderr: p.err}
+	if in, ok := p.in.(*os.File); ok && m.Console.Kind == qemu.ConsoleStdio {
+		run.Stdin = in
+	}
+	machine, err := m.Start(ctx, run)
+	if err != nil {
+		return err
+	}
+	status, err := machine.Wait()
+	if err == nil && status != 0 {
+		err = imprint.Errorf(imprint.Internal, "boot", ref, "QEMU ended with status %d", status)
+	}
+	return err
+}
+
+// machineFor describes the virtual machine for instance i.
+func (o *bootOptions) machineFor(i *api.Instance, runDir string) (*qemu.Machine, error) {
+	m := &qemu.Machine{
+		Type: qemu.Type(o.machine), CPUs: o.cpus, MemoryMiB: o.memory,
+		Kernel: o.kernel, Initrd: o.initrd, Append: strings.TrimSpace("console=ttyS0 " + o.append),
+		TSCKHz: qemu.HostTSC(), Instance: i.ID, Product: o.product,
+		Console: qemu.Console{Kind: qemu.ConsoleStdio},
+	}
+	if o.console != "-" {
+		m.Console = qemu.Console{Kind: qemu.ConsoleFile, Path: o.console}
+	}
+	for _, d := range o.disks {
+		format := "raw"
+		if strings.HasSuffix(d, ".qcow2") {
+			format = "qcow2"
+		}
+		m.Disks = append(m.Disks, qemu.Disk{Path: d, Format: format})
+	}
+	wanted := i.Spec.Channels
+	if len(o.channels) > 0 {
+		wanted = nil
+		for _, name := range o.channels {
+			kind := imprint.ChannelKind(name)
+			if !slices.Contains(i.Spec.Channels, kind) {
+				return nil, imprint.Errorf(imprint.Invalid, "boot", i.Ref, "it has no channel %q; it has %s", name, join(i.Spec.Channels))
+			}
+			wanted = append(wanted, kind)
+		}
+	}
+	for _, kind := range wanted {
+		if kind == imprint.Serial2 || kind == imprint.VirtioSerial {
+			m.Channels = append(m.Channels, qemu.Channel{Kind: kind, Socket: filepath.Join(runDir, string(i.ID), string(kind)+".sock")})
+		}
+	}
+	return m, nil
+}
+
+// socketPatience is how long a freshly reserved instance's socket may take to appear.
+const socketPatience = 10 * time.Second
+
+// waitSocket returns once something listens at path. The server binds the socket
+// a moment after it stored the reservation.
+func waitSocket(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, socketPatience)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		info, err := os.Stat(path)
+		if err == nil && info.Mode()&fs.ModeSocket != 0 {
+			return nil
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return imprint.Errorf(imprint.Denied, "boot", path, "%w", err).
+				WithHint("guestOwner in the server's configuration says who may use the guests' sockets")
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return imprint.Errorf(imprint.Unavailable, "boot", path, "no host serves this socket").
+				WithHint("the instance must be placed on this host, and imprint serve must run here")
+		}
+	}
+}

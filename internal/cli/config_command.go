@@ -1,0 +1,68 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"imprint/internal/daemon"
+)
+
+func (p *program) configCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "config",
+		Short: "Print or check the server's configuration",
+		Args:  noArgs,
+	}
+	c.AddCommand(
+		&cobra.Command{
+			Use:   "example",
+			Short: "Print a configuration file that shows every field and its default",
+			Args:  noArgs,
+			RunE: func(*cobra.Command, []string) error {
+				_, err := io.WriteString(p.out, daemon.ExampleConfig)
+				return err
+			},
+		},
+		&cobra.Command{
+			Use:   "check FILE",
+			Short: "Check a configuration file without starting anything",
+			Args:  exactArgs("a configuration file"),
+			RunE: func(_ *cobra.Command, args []string) error {
+				c, err := daemon.ReadConfig(args[0])
+				if err != nil {
+					return err
+				}
+				s, err := c.Check()
+				if err != nil {
+					return err
+				}
+				return p.print(s.Config, func(w io.Writer) {
+					row(w, "name", s.Name)
+					row(w, "data", s.Data)
+					row(w, "run", s.Run)
+					row(w, "socket", s.Socket)
+					row(w, "check-in", orNone(s.CheckIn.Listen))
+					row(w, "operator", orNone(s.Operator))
+					if len(s.Store.Endpoints) == 0 {
+						row(w, "store", "embedded")
+					} else {
+						row(w, "store", fmt.Sprint(s.Store.Endpoints))
+					}
+					for _, t := range s.Tenants {
+						row(w, "tenant "+string(t.Name), fmt.Sprint(t.Domains, " ", t.Networks))
+					}
+				})
+			},
+		},
+	)
+	return c
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

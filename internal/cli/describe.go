@@ -1,0 +1,136 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"imprint"
+	"imprint/api"
+)
+
+func (p *program) describeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "describe NAME",
+		Short:             "Show an instance's spec, status and timeline",
+		Args:              exactArgs("an instance"),
+		ValidArgsFunction: p.completeInstances,
+		RunE: func(c *cobra.Command, args []string) error {
+			client := p.client()
+			defer client.Close()
+			d, err := client.Describe(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return p.print(d, func(w io.Writer) { p.describe(w, d) })
+		},
+	}
+}
+
+func (p *program) describe(w io.Writer, d *api.Description) {
+	i := &d.Instance
+	e := &i.Enrolment
+	row(w, "Name", i.Ref)
+	row(w, "ID", i.ID)
+	row(w, "Host", i.Spec.Host)
+	row(w, "Certificate names", join(i.Spec.DNSNames, i.Spec.IPs))
+	row(w, "Channels", join(i.Spec.Channels))
+	for n, param := range i.Spec.Params {
+		label := ""
+		if n == 0 {
+			label = "Parameters"
+		}
+		row(w, label, describeParam(param, d.Missing))
+	}
+	row(w, "Generation", i.Generation)
+	row(w, "State", p.stateText(e.State)+reason(e.Reason))
+	if e.Delivery != nil {
+		row(w, "Payload", fmt.Sprintf("sha256:%s over %s, %s", e.Delivery.Payload, e.Delivery.Channel, when(e.Delivery.At)))
+	}
+	if c := e.Claim; c != nil {
+		row(w, "Key", "sha256:"+string(c.Key))
+		row(w, "Tier", tierText(c))
+		if c.NeedsApproval && c.ApprovedBy == "" {
+			row(w, "Waiting", "for approval: imprint approve "+i.Ref)
+		}
+	}
+	if c := e.Certificate; c != nil {
+		row(w, "Certificate", fmt.Sprintf("serial %s, %s to %s", c.Serial, when(c.NotBefore), when(c.NotAfter)))
+		row(w, "Issuance log", fmt.Sprintf("entry %d of %s", c.LogIndex, c.Log))
+	}
+	row(w, "")
+	row(w, "TIME", "GEN", "EVENT", "CHANNEL", "DETAIL")
+	for _, ev := range d.Timeline {
+		row(w, when(ev.At), ev.Generation, ev.Kind, orNone(string(ev.Channel)), detail(ev.Detail))
+	}
+}
+
+func describeParam(param imprint.Param, missing []string) string {
+	switch {
+	case param.Visibility == imprint.Public:
+		return fmt.Sprintf("%s = %s (public)", param.Name, param.Value)
+	case slices.Contains(missing, param.Name):
+		return fmt.Sprintf("%s (%s; not at hand: give it with imprint set)", param.Name, param.Visibility)
+	}
+	return fmt.Sprintf("%s (%s)", param.Name, param.Visibility)
+}
+
+func tierText(c *imprint.Claim) string {
+	switch c.Tier {
+	case imprint.TierHost:
+		return fmt.Sprintf("3: host %s countersigned what came over %s", c.Witness, c.Channel)
+	case imprint.TierToken:
+		return fmt.Sprintf("2: one-time token over %s", c.Channel)
+	case imprint.TierNetwork:
+		return "1: network"
+	}
+	if c.ApprovedBy != "" {
+		return "0: approved by " + c.ApprovedBy
+	}
+	return "0: nothing but an operator's approval"
+}
+
+// stateText colours a state for people.
+func (p *program) stateText(s imprint.State) string {
+	switch {
+	case s.Enrolled():
+		return colour(p.out, green, string(s))
+	case s.Open():
+		return colour(p.out, yellow, string(s))
+	}
+	return colour(p.out, red, string(s))
+}
+
+func reason(r string) string {
+	if r == "" {
+		return ""
+	}
+	return ": " + r
+}
+
+func when(t time.Time) string { return t.Local().Format(time.DateTime) }
+
+// detail writes an event's details in a fixed order.
+func detail(m map[string]string) string {
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		parts = append(parts, k+"="+m[k])
+	}
+	return strings.Join(parts, " ")
+}
+
+// join lists the elements of several slices.
+func join(lists ...any) string {
+	var parts []string
+	for _, l := range lists {
+		if s := strings.Trim(fmt.Sprint(l), "[]"); s != "" {
+			parts = append(parts, strings.Fields(s)...)
+		}
+	}
+	return strings.Join(parts, ", ")
+}

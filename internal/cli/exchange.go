@@ -1,0 +1,111 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"imprint"
+	"imprint/api"
+)
+
+func (p *program) payloadCommand() *cobra.Command {
+	var out string
+	var ttl string
+	c := &cobra.Command{
+		Use:   "payload NAME --out FILE",
+		Short: "Write a payload with a one-time token, to be carried to the machine by hand",
+		Long: `Write the instance's payload with a fresh one-time token to FILE (mode 0600).
+Put it on a volume labelled IMPRINT as payload.json, or into the machine as
+/etc/imprint/payload.json. The token is bound to the first key that presents it
+and spent when that machine confirms. Only the latest token counts.`,
+		Args:              exactArgs("an instance"),
+		ValidArgsFunction: p.completeInstances,
+		RunE: func(c *cobra.Command, args []string) error {
+			var life imprint.Duration
+			if ttl != "" {
+				var err error
+				if life, err = imprint.ParseDuration(ttl); err != nil {
+					return err
+				}
+			}
+			// The file comes first, so that no token is made for nobody.
+			var f *os.File
+			if out != "-" {
+				var err error
+				if f, err = os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+					return imprint.Errorf(imprint.Exists, "write", out, "%w", err).WithHint("name a file that does not exist yet")
+				}
+			}
+			client := p.client()
+			defer client.Close()
+			payload, err := client.Payload(c.Context(), args[0], life)
+			if err != nil {
+				if f != nil {
+					f.Close()
+					os.Remove(out)
+				}
+				return err
+			}
+			if f == nil {
+				_, err := p.out.Write(payload.Reveal())
+				return err
+			}
+			_, err = f.Write(payload.Reveal())
+			if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+				return imprint.Errorf(imprint.Exhausted, "write", out, "%w", err)
+			}
+			fmt.Fprintf(p.out, "payload of %s written to %s\n", args[0], out)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&out, "out", "", "the `file` to write, or - for standard output")
+	c.Flags().StringVar(&ttl, "ttl", "", "how long the token may be used, like 36h")
+	c.MarkFlagRequired("out")
+	return c
+}
+
+func (p *program) pipeCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "pipe",
+		Short: "Exchange messages with a machine over its channel",
+		Args:  noArgs,
+	}
+	c.AddCommand(
+		&cobra.Command{
+			Use: "send NAME", Short: "Queue standard input as one message for the machine",
+			Args: exactArgs("an instance"), ValidArgsFunction: p.completeInstances,
+			RunE: func(c *cobra.Command, args []string) error {
+				message, err := io.ReadAll(io.LimitReader(p.in, api.MaxPipeMessage+1))
+				if err != nil {
+					return imprint.Errorf(imprint.Unavailable, "read", "message", "%w", err)
+				}
+				if len(message) > api.MaxPipeMessage {
+					return imprint.Errorf(imprint.Exhausted, "send", args[0], "more than %d bytes", api.MaxPipeMessage).
+						WithHint("send it in several messages")
+				}
+				client := p.client()
+				defer client.Close()
+				return client.SendPipe(c.Context(), args[0], message)
+			},
+		},
+		&cobra.Command{
+			Use: "receive NAME", Short: "Print the oldest message from the machine, if there is one",
+			Args: exactArgs("an instance"), ValidArgsFunction: p.completeInstances,
+			RunE: func(c *cobra.Command, args []string) error {
+				client := p.client()
+				defer client.Close()
+				message, err := client.ReceivePipe(c.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				_, err = p.out.Write(message)
+				return err
+			},
+		},
+	)
+	return c
+}

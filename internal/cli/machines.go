@@ -1,0 +1,324 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"imprint"
+	"imprint/api"
+	"imprint/internal/manifest"
+)
+
+// sources is where the values of a manifest may come from on a command line.
+func (p *program) sources() manifest.Sources {
+	src := manifest.Sources{Env: os.LookupEnv, Stdin: p.in}
+	if in, ok := p.in.(*os.File); ok && term.IsTerminal(int(in.Fd())) {
+		src.Prompt = func(param string) (imprint.Secret, error) {
+			fmt.Fprintf(p.err, "Value of %s (not shown): ", param)
+			b, err := term.ReadPassword(int(in.Fd()))
+			fmt.Fprintln(p.err)
+			return imprint.NewSecret(b), err
+		}
+	}
+	return src
+}
+
+func (p *program) createCommand() *cobra.Command {
+	var file string
+	var dryRun bool
+	c := &cobra.Command{
+		Use:   "create -f FILE",
+		Short: "Reserve the instances that a manifest declares",
+		Long: `Reserve the instances that a manifest declares: their names, addresses,
+parameters and how they may enrol. FILE is YAML, or - for standard input; the
+fields are described in docs/reference/manifest.md.
+
+Private and secret values come from a file, the environment, standard input or a
+prompt, whatever the manifest says; none is needed on the command line.`,
+		Example: "  imprint create -f web-1.yaml\n  imprint create -f fleet.yaml --dry-run",
+		Args:    noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			manifests, err := manifest.Load(file, p.sources())
+			if err != nil {
+				return err
+			}
+			client := p.client()
+			defer client.Close()
+			// All of them are checked before the first is created.
+			for _, m := range manifests {
+				if _, err := client.Create(c.Context(), m.Spec, m.Values, true); err != nil {
+					return err
+				}
+			}
+			created := make([]*api.Created, 0, len(manifests))
+			for _, m := range manifests {
+				one, err := client.Create(c.Context(), m.Spec, m.Values, dryRun)
+				if err != nil {
+					return err
+				}
+				created = append(created, one)
+			}
+			return p.print(created, func(w io.Writer) {
+				for _, one := range created {
+					verb := "reserved"
+					if dryRun {
+						verb = "would be reserved"
+					}
+					row(w, one.Instance.Ref, verb, one.Instance.ID, one.Instance.Spec.DNSNames)
+				}
+			})
+		},
+	}
+	c.Flags().StringVarP(&file, "file", "f", "", "the manifest, or - for standard input")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "check everything, create nothing")
+	c.MarkFlagRequired("file")
+	c.MarkFlagFilename("file", "yaml", "yml")
+	return c
+}
+
+func (p *program) getCommand() *cobra.Command {
+	var tenant, host string
+	c := &cobra.Command{
+		Use:   "get [NAME]",
+		Short: "List instances, or show one",
+		Long: `List instances, or show one. NAME is a name, tenant/name or an ID. With
+"-o yaml", a single instance is printed as the manifest that would create it again.`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: p.completeInstances,
+		RunE: func(c *cobra.Command, args []string) error {
+			client := p.client()
+			defer client.Close()
+			if len(args) == 1 {
+				one, err := client.Get(c.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				if p.output == asYAML {
+					b, err := manifest.Marshal(one.Spec)
+					if err == nil {
+						_, err = p.out.Write(b)
+					}
+					return err
+				}
+				return p.print(one, func(w io.Writer) { p.instanceTable(w, *one) })
+			}
+			list := []api.Instance{}
+			for one, err := range client.All(c.Context(), api.Query{Tenant: imprint.TenantName(tenant), Host: imprint.HostName(host)}) {
+				if err != nil {
+					return err
+				}
+				list = append(list, *one)
+			}
+			if len(list) == 0 && p.output == asTable {
+				_, err := fmt.Fprintln(p.err, "No instances. Reserve one with: imprint create -f FILE")
+				return err
+			}
+			return p.print(list, func(w io.Writer) { p.instanceTable(w, list...) })
+		},
+	}
+	c.Flags().StringVar(&tenant, "tenant", "", "only this tenant's")
+	c.Flags().StringVar(&host, "host", "", "only those placed on this host")
+	return c
+}
+
+func (p *program) instanceTable(w io.Writer, list ...api.Instance) {
+	row(w, "NAME", "GEN", "STATE", "TIER", "CERTIFICATE ENDS", "HOST", "ID")
+	for _, i := range list {
+		tier, ends := "-", "-"
+		if i.Enrolment.Claim != nil {
+			tier = fmt.Sprint(i.Enrolment.Claim.Tier)
+		}
+		if i.Enrolment.Certificate != nil {
+			ends = i.Enrolment.Certificate.NotAfter.Local().Format(time.DateTime)
+		}
+		// Colours would confuse the column widths, so the state goes without.
+		row(w, i.Ref, i.Generation, i.Enrolment.State, tier, ends, i.Spec.Host, i.ID)
+	}
+}
+
+// completeInstances offers the instances' names to the shell.
+func (p *program) completeInstances(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(c.Context(), time.Second)
+	defer cancel()
+	client := p.client()
+	defer client.Close()
+	var names []string
+	for one, err := range client.All(ctx, api.Query{}) {
+		if err != nil {
+			break
+		}
+		names = append(names, one.Ref)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// verbOnInstance is a command that does one thing to one instance and prints what became of it.
+func (p *program) verbOnInstance(use, short, long, done string, do func(context.Context, *api.Client, string) (*api.Instance, error)) *cobra.Command {
+	return &cobra.Command{
+		Use: use + " NAME", Short: short, Long: long,
+		Args:              exactArgs("an instance"),
+		ValidArgsFunction: p.completeInstances,
+		RunE: func(c *cobra.Command, args []string) error {
+			client := p.client()
+			defer client.Close()
+			one, err := do(c.Context(), client, args[0])
+			if err != nil {
+				return err
+			}
+			return p.print(one, func(w io.Writer) {
+				fmt.Fprintf(w, "%s %s: generation %d is %s\n", one.Ref, done, one.Generation, one.Enrolment.State)
+			})
+		},
+	}
+}
+
+func (p *program) rebirthCommand() *cobra.Command {
+	return p.verbOnInstance("rebirth", "Start an instance's next generation, as for a reinstall",
+		`Start an instance's next generation. The certificate of the present one is
+revoked and the machine enrols anew with a new key. Secret parameters have to be
+given again: see "imprint set".`, "reborn",
+		func(ctx context.Context, c *api.Client, ref string) (*api.Instance, error) {
+			return c.Rebirth(ctx, ref)
+		})
+}
+
+func (p *program) approveCommand() *cobra.Command {
+	return p.verbOnInstance("approve", "Let an instance that waits for approval have its certificate",
+		`Let an instance have its certificate. "imprint describe NAME" shows the key that
+waits; compare its fingerprint with what the machine shows on its console.`, "approved",
+		func(ctx context.Context, c *api.Client, ref string) (*api.Instance, error) {
+			return c.Approve(ctx, ref)
+		})
+}
+
+func (p *program) revokeCommand() *cobra.Command {
+	var reason string
+	c := p.verbOnInstance("revoke", "Revoke an instance's certificate",
+		`Revoke an instance's certificate and refuse whatever its key asks for. The
+instance stays; "imprint rebirth" gives it a new life.`, "revoked",
+		func(ctx context.Context, c *api.Client, ref string) (*api.Instance, error) {
+			return c.Revoke(ctx, ref, reason)
+		})
+	c.Flags().StringVar(&reason, "reason", "", "why, for the timeline")
+	return c
+}
+
+func (p *program) deleteCommand() *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use:   "delete NAME...",
+		Short: "Delete instances and revoke their certificates",
+		Long: `Delete instances: names, parameters and timelines go, certificates are revoked.
+Without --yes it only says what it would do. What was issued stays in the
+issuance log.`,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: p.completeInstances,
+		RunE: func(c *cobra.Command, args []string) error {
+			client := p.client()
+			defer client.Close()
+			// All of them must exist before the first goes.
+			var list []*api.Instance
+			for _, ref := range args {
+				one, err := client.Get(c.Context(), ref)
+				if err != nil {
+					return err
+				}
+				list = append(list, one)
+			}
+			for _, one := range list {
+				if !yes {
+					fmt.Fprintf(p.out, "would delete %s (%s), generation %d, %s\n", one.Ref, one.ID, one.Generation, one.Enrolment.State)
+					continue
+				}
+				if err := client.Delete(c.Context(), string(one.ID)); err != nil {
+					return err
+				}
+				fmt.Fprintf(p.out, "%s deleted\n", one.Ref)
+			}
+			if !yes {
+				fmt.Fprintln(p.err, "Nothing was deleted. Repeat with --yes to do it.")
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "really delete")
+	return c
+}
+
+func (p *program) setCommand() *cobra.Command {
+	var file, env string
+	c := &cobra.Command{
+		Use:   "set NAME PARAM",
+		Short: "Give a private or secret parameter its value",
+		Long: `Give a private or secret parameter its value: from a file, the environment or
+standard input, never from the command line. Secret values live in the memory of
+the serving host; after its restart, and after a rebirth, they are given again.`,
+		Example:           "  imprint set web-1 join-key < key\n  imprint set web-1 join-key --file key",
+		Args:              exactArgs("an instance", "a parameter"),
+		ValidArgsFunction: p.completeInstances,
+		RunE: func(c *cobra.Command, args []string) error {
+			value, err := p.readValue(file, env)
+			if err != nil {
+				return err
+			}
+			client := p.client()
+			defer client.Close()
+			if err := client.PutParam(c.Context(), args[0], args[1], value); err != nil {
+				return err
+			}
+			fmt.Fprintf(p.out, "%s: %s is set\n", args[0], args[1])
+			return nil
+		},
+	}
+	c.Flags().StringVar(&file, "file", "", "read the value from this file")
+	c.Flags().StringVar(&env, "env", "", "read the value from this environment variable")
+	c.MarkFlagsMutuallyExclusive("file", "env")
+	return c
+}
+
+// readValue reads one value from a file, the environment or standard input. A
+// single newline at its end, which editors and echo add, is not part of it.
+func (p *program) readValue(file, env string) (imprint.Secret, error) {
+	var b []byte
+	switch {
+	case env != "":
+		text, ok := os.LookupEnv(env)
+		if !ok {
+			return imprint.Secret{}, imprint.Errorf(imprint.NotFound, "read", "environment variable "+env, "it is not set")
+		}
+		b = []byte(text)
+	default:
+		in := p.in
+		if file != "" {
+			f, err := os.Open(file)
+			if err != nil {
+				return imprint.Secret{}, imprint.Errorf(imprint.NotFound, "read", file, "%w", err)
+			}
+			defer f.Close()
+			in = f
+		} else if t, ok := p.in.(*os.File); ok && term.IsTerminal(int(t.Fd())) {
+			value, err := p.sources().Prompt("the parameter")
+			return value, err
+		}
+		var err error
+		if b, err = io.ReadAll(io.LimitReader(in, imprint.MaxParamLen+2)); err != nil {
+			return imprint.Secret{}, imprint.Errorf(imprint.Unavailable, "read", "value", "%w", err)
+		}
+	}
+	if n := len(b); n > 0 && b[n-1] == '\n' {
+		b = b[:n-1]
+	}
+	if len(b) > imprint.MaxParamLen {
+		return imprint.Secret{}, imprint.Errorf(imprint.Exhausted, "read", "value", "more than %d bytes", imprint.MaxParamLen)
+	}
+	return imprint.NewSecret(b), nil
+}
