@@ -100,7 +100,7 @@ func OpenEmbedded(ctx context.Context, c Embedded) (_ *Store, err error) {
 	if err := e.start(ctx); err != nil {
 		return nil, err
 	}
-	s := newStore(&etcd{client: e.client, alone: true, ready: e.ready, cause: e.cause, shut: e.close}, defaultPrefix, e.failed)
+	s := newStore(&etcd{client: e.client, alone: true, ready: e.ready, failed: e.failed, cause: e.cause, shut: e.close}, defaultPrefix, e.failed)
 	s.reclaim = e.reclaim
 	if err := s.checkFormat(ctx, c.Dir); err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"iter"
@@ -26,8 +27,10 @@ type etcd struct {
 	timeout time.Duration
 	// ready, if not nil, may refuse a write before it is sent.
 	ready func() error
-	// cause, if not nil, returns why the server in this process has stopped.
-	cause func() error
+	// failed is closed, and cause says why, when the server in this process has
+	// stopped by itself; both are nil if there is none.
+	failed <-chan struct{}
+	cause  func() error
 	// shut ends the client and what is behind it.
 	shut func() error
 }
@@ -42,11 +45,36 @@ func (e *etcd) bound(ctx context.Context) (context.Context, context.CancelFunc) 
 func (e *etcd) read(ctx context.Context, q query) (page, error) {
 	ctx, cancel := e.bound(ctx)
 	defer cancel()
-	resp, err := e.client.Get(ctx, q.key, e.options(q)...)
+	resp, err := await(e, func() (*clientv3.GetResponse, error) {
+		return e.client.Get(ctx, q.key, e.options(q)...)
+	})
 	if err != nil {
 		return page{}, e.fault(err)
 	}
 	return pageOf(resp), nil
+}
+
+// await makes a request. A server in this process that stops by itself may
+// leave its locks held, so such a request is not waited for.
+func await[R any](e *etcd, request func() (R, error)) (resp R, err error) {
+	if e.failed == nil {
+		return request()
+	}
+	type answer struct {
+		resp R
+		err  error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		resp, err := request()
+		done <- answer{resp, err}
+	}()
+	select {
+	case a := <-done:
+		return a.resp, a.err
+	case <-e.failed:
+		return resp, e.cause()
+	}
 }
 
 func (e *etcd) options(q query) []clientv3.OpOption {
@@ -103,7 +131,7 @@ func (e *etcd) commit(ctx context.Context, t txn) (outcome, error) {
 	}
 	ctx, cancel := e.bound(ctx)
 	defer cancel()
-	resp, err := e.client.Txn(ctx).If(when...).Then(then...).Else(otherwise...).Commit()
+	resp, err := await(e, e.client.Txn(ctx).If(when...).Then(then...).Else(otherwise...).Commit)
 	if err != nil {
 		return outcome{}, e.fault(err)
 	}
@@ -125,22 +153,28 @@ func (e *etcd) watch(ctx context.Context, w watch) iter.Seq2[batch, error] {
 		if w.previous {
 			opts = append(opts, clientv3.WithPrevKV())
 		}
-		for resp := range e.client.Watch(ctx, w.key, opts...) {
-			if err := resp.Err(); err != nil {
-				yield(batch{}, e.fault(err))
-				return
-			}
-			for b := range batches(resp.Events) {
-				if !yield(b, nil) {
+		responses := e.client.Watch(ctx, w.key, opts...)
+		for {
+			select {
+			case resp, open := <-responses:
+				err := resp.Err()
+				if err == nil && !open {
+					err = cmp.Or(ctx.Err(), error(rpctypes.ErrStopped))
+				}
+				if err != nil {
+					yield(batch{}, e.fault(err))
 					return
 				}
+				for b := range batches(resp.Events) {
+					if !yield(b, nil) {
+						return
+					}
+				}
+			case <-e.failed:
+				yield(batch{}, e.cause())
+				return
 			}
 		}
-		err := ctx.Err()
-		if err == nil {
-			err = rpctypes.ErrStopped
-		}
-		yield(batch{}, e.fault(err))
 	}
 }
 
@@ -170,7 +204,9 @@ func batches(events []*clientv3.Event) iter.Seq[batch] {
 func (e *etcd) grant(ctx context.Context, ttl time.Duration) (int64, error) {
 	ctx, cancel := e.bound(ctx)
 	defer cancel()
-	resp, err := e.client.Grant(ctx, int64((ttl+time.Second-1)/time.Second))
+	resp, err := await(e, func() (*clientv3.LeaseGrantResponse, error) {
+		return e.client.Grant(ctx, int64((ttl+time.Second-1)/time.Second))
+	})
 	if err != nil {
 		return 0, e.fault(err)
 	}
@@ -180,7 +216,10 @@ func (e *etcd) grant(ctx context.Context, ttl time.Duration) (int64, error) {
 func (e *etcd) revoke(ctx context.Context, lease int64) error {
 	ctx, cancel := e.bound(ctx)
 	defer cancel()
-	if _, err := e.client.Revoke(ctx, clientv3.LeaseID(lease)); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+	_, err := await(e, func() (*clientv3.LeaseRevokeResponse, error) {
+		return e.client.Revoke(ctx, clientv3.LeaseID(lease))
+	})
+	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return e.fault(err)
 	}
 	return nil
