@@ -65,7 +65,7 @@ func TestLogSurvivesKill(t *testing.T) {
 	l := newTestLog(t)
 	l.close(t)
 	acknowledged := map[uint64]imprint.Serial{}
-	for round := range 5 {
+	for round := range 3 {
 		child := exec.CommandContext(t.Context(), os.Args[0])
 		child.Env = append(os.Environ(), childDir+"="+l.dir, childKey+"="+string(l.key.Reveal()))
 		out, err := child.StdoutPipe()

@@ -199,7 +199,7 @@ func TestVerifyLive(t *testing.T) {
 	done := make(chan struct{})
 	grown.Go(func() {
 		defer close(done)
-		for range 20 {
+		for range 10 {
 			l.fill(t, 32)
 		}
 	})
@@ -215,7 +215,7 @@ func TestVerifyLive(t *testing.T) {
 	}
 	grown.Wait()
 	l.close(t)
-	if _, err := VerifyLog(l.fs(), l.verifier, VerifyOptions{AtLeast: 640}); err != nil {
+	if _, err := VerifyLog(l.fs(), l.verifier, VerifyOptions{AtLeast: 320}); err != nil {
 		t.Error(err)
 	}
 }

@@ -73,7 +73,7 @@ func growing(t testing.TB, n int) (files fstest.MapFS, verifier string, older []
 
 func TestVerifySeesEveryByte(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct{ entries, step int }{{4, 11}, {300, 39989}} {
+	for _, test := range []struct{ entries, step int }{{4, 29}, {300, 79999}} {
 		files, verifier, _ := growing(t, test.entries)
 		if report, err := VerifyLog(files, verifier, VerifyOptions{}); err != nil || len(report.Unused) > 0 {
 			t.Fatal(report, err)
