@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"imprint"
 	"imprint/internal/host"
@@ -38,6 +39,20 @@ func TestGuestEnrolsOverItsSocket(t *testing.T) {
 	if err != nil || inst.Enrolment.Delivery.Payload != imprint.DigestOf(payload) {
 		t.Errorf("the payload read again differs from the one on record (%v)", err)
 	}
+}
+
+func TestConfirmedGuestMeetsItsNewStateAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.reserve("web-1")
+	h, _ := start(t, w, runDir(t), withSecret(t, id))
+	w.lag = 20 * time.Millisecond // no request is in flight yet
+	m := newMachine(t, connect(t, h, id, imprint.VirtioSerial))
+	if _, err := m.enrol(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, err := m.Get(t.Context(), "imprint:param/token")
+	wantRefusal(t, err, "read token: the enrolment is closed; read imprint:sealed/token with the enrolled key")
 }
 
 func TestRepeatedRequestGetsTheSameCertificate(t *testing.T) {

@@ -68,6 +68,21 @@ func TestSocketsComeAndGoWithTheirInstance(t *testing.T) {
 	}
 }
 
+func TestAttachedStreamIsRefusedOnceItsChannelIsTakenAway(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.reserve("web-1")
+	h, _ := start(t, w, runDir(t))
+	c := attach(t, h, id, 0)
+	if _, err := c.Get(t.Context(), "sdc:uuid"); err != nil {
+		t.Fatal(err)
+	}
+	w.change(id, func(i *imprint.Instance) { i.Spec.Channels = []imprint.ChannelKind{imprint.VirtioSerial} })
+	w.settle(t)
+	_, err := c.Get(t.Context(), "sdc:uuid")
+	wantRefusal(t, err, "the instance does not have this channel any more")
+}
+
 func TestGuestSurvivesARestartOfTheHost(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

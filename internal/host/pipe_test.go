@@ -18,7 +18,7 @@ func TestPipeDownKeepsAMessageUntilItIsAcknowledged(t *testing.T) {
 	if _, err := c.Get(t.Context(), "imprint:pipe"); imprint.KindOf(err) != imprint.NotFound {
 		t.Errorf("empty pipe: %v", err)
 	}
-	for _, message := range []string{"one", "two", "two"} { // the last is the same, sent again
+	for _, message := range []string{"one", "two"} {
 		if err := h.Send(id, []byte(message)); err != nil {
 			t.Fatal(err)
 		}
@@ -37,6 +37,27 @@ func TestPipeDownKeepsAMessageUntilItIsAcknowledged(t *testing.T) {
 	}
 	if _, err := c.Get(t.Context(), "imprint:pipe"); imprint.KindOf(err) != imprint.NotFound {
 		t.Errorf("empty pipe: %v", err)
+	}
+}
+
+func TestPipeTakesARepeatedMessageForOne(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.reserve("web-1")
+	h, _ := start(t, w, runDir(t))
+	c := connect(t, h, id, imprint.VirtioSerial)
+	for _, message := range []string{"one", "one", "two"} { // the first reply was lost
+		if err := c.Put(t.Context(), "imprint:pipe", []byte(message)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, message := range []string{"one", "two"} {
+		if v, err := h.Receive(t.Context(), id); err != nil || string(v) != message {
+			t.Errorf("received %q, %v; want %q", v, err, message)
+		}
+		if err := h.Acknowledge(id, imprint.DigestOf([]byte(message))); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -310,6 +310,9 @@ func TestRebirthForgetsWhatTheFormerLifeLeft(t *testing.T) {
 	if got := secrets.Missing(w.get(id)); !slices.Equal(got, []string{"disk-key"}) {
 		t.Errorf("missing %q", got)
 	}
+	if _, ok := secrets.Get(id, 1, "disk-key"); ok {
+		t.Error("a secret of the former life is still in memory")
+	}
 	next := newMachine(t, m.Client)
 	if err := next.claim(t.Context()); err != nil || next.payload.Generation != 2 {
 		t.Errorf("the next life: generation %d, %v", next.payload.Generation, err)

@@ -49,6 +49,7 @@ type world struct {
 	witnesses []imprint.HostName
 	down      error // what every call fails with
 
+	lag     time.Duration // how late the watcher hears of a change
 	notices []host.Notice // waiting for the watcher
 	wake    chan struct{} // closed and replaced when notices arrive
 	idle    chan struct{} // closed and replaced when all were acted on
@@ -210,8 +211,9 @@ func (w *world) Watch(ctx context.Context) iter.Seq2[host.Notice, error] {
 					return
 				}
 			}
-			n := w.notices[0]
+			n, lag := w.notices[0], w.lag
 			w.mu.Unlock()
+			time.Sleep(lag)
 			if !yield(n, nil) {
 				return
 			}

@@ -175,7 +175,15 @@ func script(t *testing.T, steps ...func(line string) (say string)) triton.Opener
 	return triton.Once(guest)
 }
 
-func says(text string) func(string) string { return func(string) string { return text } }
+// on returns a step that expects a line and answers it.
+func on(t *testing.T, line, say string) func(string) string {
+	return func(got string) string {
+		if got != line {
+			t.Errorf("the guest said %q, want %q", got, line)
+		}
+		return say
+	}
+}
 
 func TestClientAsksAgainAfterALostOrDamagedReply(t *testing.T) {
 	t.Parallel()
@@ -195,10 +203,12 @@ func TestClientAsksAgainAfterALostOrDamagedReply(t *testing.T) {
 			good := reply(line)
 			return "[ 1.0] noise\n" + frame(t, ids[0]-1, triton.Success, "wrong") + "invalid command\n" + good + good
 		}
+		reset := func(say string) func(string) string { return on(t, "", say) }
+		negotiate := func(say string) func(string) string { return on(t, "NEGOTIATE V2", say) }
 		c := triton.NewClient(script(t,
-			says("invalid command\n"), says("V2_OK\n"), damaged,
-			says("FAILURE\n"), says("invalid command\n"), says("invalid command\nV2_OK\n"), lost,
-			says("invalid command\n"), says(""), says("invalid command\n"), says("V2_OK\n"), stale,
+			reset("invalid command\n"), negotiate("V2_OK\n"), damaged,
+			reset("FAILURE\n"), reset("invalid command\n"), negotiate("invalid command\nV2_OK\n"), lost,
+			reset("invalid command\n"), negotiate(""), reset("invalid command\n"), negotiate("V2_OK\n"), stale,
 		), triton.ClientOptions{})
 		if v, err := c.Get(t.Context(), "key"); err != nil || string(v) != "right" {
 			t.Errorf("get: %q, %v", v, err)
@@ -217,7 +227,7 @@ func TestClientPassesTheHostsSentenceOn(t *testing.T) {
 			f, _ := triton.DecodeFrame([]byte(line), nil)
 			return frame(t, f.ID, triton.Failed, "an operator has to approve first")
 		}
-		c := triton.NewClient(script(t, says("invalid command\n"), says("V2_OK\n"), fail), triton.ClientOptions{})
+		c := triton.NewClient(script(t, on(t, "", "invalid command\n"), on(t, "NEGOTIATE V2", "V2_OK\n"), fail), triton.ClientOptions{})
 		_, err := c.Get(t.Context(), "key")
 		if err == nil || err.Error() != "get key: an operator has to approve first" {
 			t.Errorf("get: %v", err)

@@ -56,7 +56,8 @@ func TestServerAnswers(t *testing.T) {
 		"corrupt frame":                 {[]chunk{{0, strings.Replace(get, "GET", "GOT", 1)}}, ""},
 		"oversize frame, then a good one": {
 			[]chunk{{0, "V2 70000 00000000 " + strings.Repeat("A", 70000) + "\n"}, {0, get}}, value},
-		"NUL and high bytes": {[]chunk{{0, "\x00\xff\xfe\n"}, {100 * ms, get}}, value},
+		"frame behind too much": {[]chunk{{0, strings.Repeat("A", triton.MaxLine) + get}}, ""},
+		"NUL and high bytes":    {[]chunk{{0, "\x00\xff\xfe\n"}, {100 * ms, get}}, value},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
