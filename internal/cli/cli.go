@@ -32,7 +32,7 @@ type program struct {
 func Main(args []string, in io.Reader, out, err io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	p := &program{in: in, out: out, err: err}
+	p := &program{in: in, out: out, err: err, output: asTable}
 	root := p.root()
 	root.SetArgs(args)
 	return p.report(root.ExecuteContext(ctx))

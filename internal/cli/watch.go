@@ -4,17 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"regexp"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"imprint"
 	"imprint/api"
 )
-
-// states in which "watch --until" stops without success.
-var sideExits = map[imprint.State]imprint.Kind{
-	imprint.Expired: imprint.Conflict, imprint.InDispute: imprint.Contested, imprint.Revoked: imprint.Conflict,
-}
 
 func (p *program) watchCommand() *cobra.Command {
 	var tenant, until string
@@ -35,7 +32,10 @@ ends as soon as the instance has reached that state, or fails once it cannot any
 			}
 			client := p.client()
 			defer client.Close()
-			w := &watcher{program: p, names: map[imprint.InstanceID]string{}, until: imprint.State(until)}
+			w := &watcher{program: p, names: map[imprint.InstanceID]string{}, seen: map[imprint.InstanceID]uint64{}, until: imprint.State(until)}
+			if until != "" && progress(w.until) == 0 {
+				return usagef(c, "--until %q is none of delivered, claimed, issued, confirmed, closed", until)
+			}
 			if scope.Instance != "" {
 				// What happened before the watch began belongs to the story.
 				d, err := client.Describe(c.Context(), scope.Instance)
@@ -62,7 +62,7 @@ type watcher struct {
 	names map[imprint.InstanceID]string
 	seen  map[imprint.InstanceID]uint64 // the last event printed
 	until imprint.State
-	state imprint.State
+	last  *api.Instance // as it is now
 }
 
 func (w *watcher) follow(ctx context.Context, client *api.Client, scope api.Scope) error {
@@ -87,25 +87,33 @@ func (w *watcher) follow(ctx context.Context, client *api.Client, scope api.Scop
 	return context.Cause(ctx)
 }
 
-// order is how far each state is along a life.
-var order = map[imprint.State]int{
-	imprint.Reserved: 1, imprint.Delivered: 2, imprint.Claimed: 3, imprint.Issued: 4, imprint.Confirmed: 5, imprint.Closed: 6,
+// progress is how far along its life a state is; 0 for side exits.
+func progress(s imprint.State) int {
+	return 1 + slices.Index([]imprint.State{imprint.Reserved, imprint.Delivered, imprint.Claimed,
+		imprint.Issued, imprint.Confirmed, imprint.Closed}, s)
 }
 
+// reached reports whether the instance is where --until waits for it, or never
+// will be. It is told only after the event that led there was printed.
 func (w *watcher) reached() (bool, error) {
-	if w.until == "" || w.state == "" {
+	if w.until == "" || w.last == nil || w.seen[w.last.ID] < w.last.Events {
 		return false, nil
 	}
-	if kind, out := sideExits[w.state]; out {
-		return true, imprint.Errorf(kind, "watch", string(w.state), "it will not become %s any more", w.until).
-			WithHint("imprint describe tells why; imprint rebirth starts anew")
+	state := w.last.Enrolment.State
+	if !state.Open() {
+		kind := imprint.Conflict
+		if state == imprint.InDispute {
+			kind = imprint.Contested
+		}
+		return true, imprint.Errorf(kind, "watch", w.last.Ref, "it is %s and will not become %s", state, w.until).
+			WithHint("imprint describe %s tells why; imprint rebirth %s starts anew", w.last.Ref, w.last.Ref)
 	}
-	return order[w.state] >= order[w.until], nil
+	return progress(state) >= progress(w.until), nil
 }
 
 func (w *watcher) instance(i *api.Instance) {
 	w.names[i.ID] = i.Ref
-	w.state = i.Enrolment.State
+	w.last = i
 }
 
 func (w *watcher) name(id imprint.InstanceID) string {
@@ -116,9 +124,6 @@ func (w *watcher) name(id imprint.InstanceID) string {
 }
 
 func (w *watcher) event(e *imprint.Event) {
-	if w.seen == nil {
-		w.seen = map[imprint.InstanceID]uint64{}
-	}
 	if e.Seq <= w.seen[e.Instance] {
 		return // both on the timeline that was read first and in the watch
 	}
@@ -139,5 +144,10 @@ func (w *watcher) event(e *imprint.Event) {
 		over = "over " + string(e.Channel) + " "
 	}
 	fmt.Fprintf(w.out, "%s  %s/%d  %s %s%s\n", e.At.Local().Format("15:04:05.000"), w.name(e.Instance), e.Generation,
-		colour(w.out, code, fmt.Sprintf("%-10s", e.Kind)), over, detail(e.Detail))
+		colour(w.out, code, fmt.Sprintf("%-10s", e.Kind)), over, short(detail(e.Detail)))
+}
+
+// short cuts digests to what people compare.
+func short(s string) string {
+	return regexp.MustCompile(`\b([0-9a-f]{16})[0-9a-f]{16,}`).ReplaceAllString(s, "$1…")
 }
