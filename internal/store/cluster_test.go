@@ -42,7 +42,7 @@ func newCluster(t *testing.T) *testCluster {
 	dir := t.TempDir()
 	writeCertificates(t, dir)
 	ca, cert, key := filepath.Join(dir, "ca.pem"), filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	c := &testCluster{config: Cluster{CA: ca, Cert: cert, Key: key, RequestTimeout: 3 * time.Second}}
+	c := &testCluster{config: Cluster{CA: ca, Cert: cert, Key: key, RequestTimeout: 2 * time.Second}}
 	ports := freePorts(t, 6)
 	var initial []string
 	for n := range c.members {

@@ -14,7 +14,8 @@ import (
 	"imprint"
 )
 
-// follow starts a watch and returns a function that waits for its next notice.
+// follow starts a watch and returns a function that waits for its next notice,
+// as a reader does that sits outages out.
 func follow(t *testing.T, s *Store, scope Scope, from int64) func() Notice {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -22,11 +23,15 @@ func follow(t *testing.T, s *Store, scope Scope, from int64) func() Notice {
 	t.Cleanup(func() { cancel(); stop() })
 	return func() Notice {
 		t.Helper()
-		n, err, ok := next()
-		if err != nil || !ok {
-			t.Fatalf("watch %+v: %v, %v", scope, err, ok)
+		for {
+			n, err, ok := next()
+			switch {
+			case ok && err == nil:
+				return n
+			case !ok || imprint.KindOf(err) != imprint.Unavailable:
+				t.Fatalf("watch %+v: %v, %v", scope, err, ok)
+			}
 		}
-		return n
 	}
 }
 
