@@ -96,6 +96,7 @@ type fakeHost struct {
 	state    imprint.State
 	reason   string
 	approval bool          // an operator has to approve, and has not
+	away     bool          // its control plane cannot be reached
 	lifetime time.Duration // of certificates
 	params   map[string]fakeParam
 	spki     []byte
@@ -187,6 +188,9 @@ func (h *fakeHost) paramList() ([]byte, error) {
 func (h *fakeHost) Put(_ context.Context, key string, value []byte) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.away {
+		return triton.Failure("the control plane cannot be reached; ask again later") // internal/host says it so
+	}
 	switch key {
 	case keyRequest:
 		block, rest := pem.Decode(value)

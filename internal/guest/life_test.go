@@ -231,6 +231,23 @@ func TestWaitsUntilTheHostIsThere(t *testing.T) {
 	}
 }
 
+func TestAHostWithoutControlPlaneIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	host := newFakeHost(t)
+	host.away = true
+	m := newMachine(t, host)
+	naps := 0
+	m.onNap = func() {
+		if naps++; naps == 4 {
+			host.do(func() { host.away = false })
+		}
+	}
+	m.mustRun()
+	if naps != 4 || !strings.Contains(m.said(), "the control plane cannot be reached; ask again later; trying again in 1.1s") {
+		t.Errorf("%d pauses:\n%s", naps, m.said())
+	}
+}
+
 func TestAnEnrolledMachineOutlivesOutages(t *testing.T) {
 	t.Parallel()
 	host := newFakeHost(t)

@@ -199,7 +199,7 @@ func (l *estLink) refusal(op, operand string, resp *httpResponse) error {
 	case 404:
 		kind = imprint.NotFound
 	case 409:
-		kind = imprint.Contested
+		kind = imprint.Conflict // the enrolment is contested, revoked or expired
 	}
 	text := oneLine(string(resp.body))
 	if strings.Contains(resp.header.Get("Content-Type"), "html") {

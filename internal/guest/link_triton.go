@@ -7,11 +7,14 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"io"
+	"strings"
 	"time"
 
 	"imprint"
 	"imprint/internal/keybox"
+	"imprint/internal/triton"
 )
 
 // The keys that imprint serves over the Triton metadata protocol.
@@ -35,6 +38,31 @@ const (
 type metadata interface {
 	Get(ctx context.Context, key string) ([]byte, error)
 	Put(ctx context.Context, key string, value []byte) error
+}
+
+// askAgain is how a host's sentence ends if the same request may succeed later.
+// FAILURE has no code that could say so.
+const askAgain = "ask again later"
+
+// liveHost is a [triton.Client] whose host can say that it was no refusal: its
+// control plane is away. Such failures are of kind [imprint.Unavailable].
+type liveHost struct{ client *triton.Client }
+
+func (h liveHost) Get(ctx context.Context, key string) ([]byte, error) {
+	b, err := h.client.Get(ctx, key)
+	return b, maybeLater(err)
+}
+
+func (h liveHost) Put(ctx context.Context, key string, value []byte) error {
+	return maybeLater(h.client.Put(ctx, key, value))
+}
+
+func maybeLater(err error) error {
+	var sentence triton.Failure
+	if errors.As(err, &sentence) && strings.HasSuffix(string(sentence), askAgain) {
+		return imprint.Errorf(imprint.Unavailable, "ask", "the host", "%w", sentence)
+	}
+	return err
 }
 
 // Pauses between two looks for a certificate that is not there yet.

@@ -66,7 +66,7 @@ func greet(ctx context.Context, name string, conn io.ReadWriteCloser) (*finding,
 		}
 		return nil, err
 	}
-	return &finding{source: name, payload: payload, live: client, conn: client}, nil
+	return &finding{source: name, payload: payload, live: liveHost{client}, conn: client}, nil
 }
 
 // Pauses between two rounds over all sources.

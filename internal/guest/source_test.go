@@ -27,11 +27,12 @@ func TestEnrolsOverASerialPort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer slave.Close() // open meanwhile, so that the master never reads EIO
 	master.WriteString("BdsDxe: loading Boot0001\r\n") // what is there before anybody asks
 	done := make(chan struct{})
 	ctx, stop := context.WithCancel(context.Background())
-	defer func() { stop(); master.Close(); <-done }()
+	// The slave stays open until the end: without one the master reads EIO, and a
+	// read of the master ends in no other way.
+	defer func() { stop(); slave.Close(); <-done; master.Close() }()
 	go func() {
 		defer close(done)
 		triton.Serve(ctx, master, host, triton.Options{})
