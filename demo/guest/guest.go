@@ -37,7 +37,7 @@ const Append = "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t random.trust_cp
 type Config struct {
 	Cache  string // directory that keeps the kernel between builds
 	Out    string // the initramfs to write
-	Agent  string // path of a static imprint-agent
+	Agent  string // path of a static imprint-agent; "" leaves it out
 	Script []byte // what the machine does once it is up, in sh; nil is [Demo]
 }
 
@@ -63,11 +63,13 @@ func Build(ctx context.Context, c Config) (Image, error) {
 	if err := addModules(ctx, &a, kernel); err != nil {
 		return Image{}, err
 	}
-	agent, err := os.ReadFile(c.Agent)
-	if err != nil {
-		return Image{}, err
+	if c.Agent != "" {
+		agent, err := os.ReadFile(c.Agent)
+		if err != nil {
+			return Image{}, err
+		}
+		a.file("bin/imprint-agent", 0o755, agent)
 	}
-	a.file("bin/imprint-agent", 0o755, agent)
 	for _, dir := range []string{"dev", "proc", "sys", "run", "mnt", "etc/imprint"} {
 		a.dir(dir, 0o755)
 	}

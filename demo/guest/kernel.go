@@ -14,7 +14,7 @@ import (
 type Kernel struct {
 	ABI   string // its version, as in /lib/modules
 	Image string // path of the kernel image
-	root  string // the directory that holds lib/modules
+	Root  string // the directory that holds lib/modules
 }
 
 // kernelPackage depends on the kernel that Debian gives to virtual machines.
@@ -84,7 +84,7 @@ func openKernel(root string) (Kernel, error) {
 		return Kernel{}, fmt.Errorf("open kernel %s: found %d images, want 1", root, len(images))
 	}
 	abi := strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-")
-	return Kernel{ABI: abi, Image: images[0], root: root}, nil
+	return Kernel{ABI: abi, Image: images[0], Root: root}, nil
 }
 
 // Modules returns the paths of the named modules and of all that they need, in
@@ -93,7 +93,7 @@ func (k Kernel) Modules(ctx context.Context, names ...string) ([]string, error) 
 	var paths []string
 	seen := map[string]bool{}
 	for _, name := range names {
-		out, err := run(ctx, k.root, "modprobe", "-d", k.root, "-S", k.ABI, "--show-depends", name)
+		out, err := run(ctx, k.Root, "modprobe", "-d", k.Root, "-S", k.ABI, "--show-depends", name)
 		if err != nil {
 			return nil, err
 		}

@@ -1,0 +1,87 @@
+//go:build vm
+
+package vm_test
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"imprint"
+	"imprint/demo/guest"
+	"imprint/internal/platform/qemu"
+)
+
+const stockManifest = `
+name: stock-1
+dnsNames: [stock-1.lab.internal]
+sshKeys: ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs operator@lab.internal"]
+network:
+  ethernets:
+    eth0:
+      macaddress: "52:54:00:12:34:56"
+      addresses: [10.0.2.15/24]
+      routes: [{to: default, via: 10.0.2.2}]
+params:
+  private: {db-password: {env: DB_PASSWORD}}
+userData: |
+  #cloud-config
+  runcmd:
+    - |
+      exec >/dev/ttyS0
+      echo "guest: hostname $(hostname)"
+      sed 's/^/guest: key /' /home/debian/.ssh/authorized_keys
+      echo "guest: address $(ip -4 -o addr show scope global | grep -o '10[.0-9]*/24')"
+      grep -rqs "$(printf 'private-%s' canary)" /var/lib/cloud /var/log /run && echo "guest: the private value is in a file"
+      echo "guest: user data ran"
+  power_state: {mode: poweroff, delay: now, condition: true}
+channels: [serial]
+`
+
+// Debian's own cloud-init, which knows nothing of imprint, is configured over
+// ttyS1. It asks at every boot and waits for ever for an answer: imprint is down
+// when it first asks, comes up, crashes between its two passes and comes back.
+func TestStockCloudInit(t *testing.T) {
+	needQEMU(t)
+	kernel, err := guest.FetchKernel(t.Context(), cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := debianImage(t, kernel)
+	initrd, err := guest.Build(t.Context(), guest.Config{
+		Cache: cache, Out: filepath.Join(t.TempDir(), "initrd.cpio"), Script: script(t, "switch-root.sh"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(t)
+	private := canary("private")
+	id := s.create(stockManifest, "DB_PASSWORD="+private)
+	s.kill()
+
+	v := boot(t, qemu.Machine{
+		Type: qemu.PC, CPUs: 2, MemoryMiB: 1024, Kernel: initrd.Kernel, Initrd: initrd.Initrd,
+		Append:   guest.Append + " rdinit=/script systemd.show_status=1 TERM=dumb audit=0 apparmor=0",
+		Instance: id, Product: "SmartDC HVM", // by which cloud-init knows that the port speaks
+		Disks:    []qemu.Disk{{Path: disk}},
+		NICs:     []qemu.NIC{{MAC: "52:54:00:12:34:56"}},
+		Channels: []qemu.Channel{{Kind: imprint.Serial2, Socket: s.socket(id, imprint.Serial2)}},
+	}, 4*time.Minute)
+	v.says("Is the host metadata service running?")
+	s.start()
+	v.says("Finished cloud-init-local") // the end of the first pass
+	s.kill()
+	s.start()
+
+	console := v.poweredOff()
+	expectConsole(t, console,
+		"guest: hostname stock-1",
+		"guest: key ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs operator@lab.internal",
+		"guest: address 10.0.2.15/24",
+		"guest: user data ran")
+	if strings.Contains(console, "guest: the private value is in a file") || strings.Contains(console, private) {
+		t.Error("cloud-init wrote the private value down")
+	}
+	s.expectAbsent(private)
+}
