@@ -63,8 +63,6 @@ type Enrolment struct {
 	ClosedAt    time.Time  `json:"closedAt,omitzero"`
 	// Password is what the guest posted, encrypted to the operator; once a generation.
 	Password []byte `json:"password,omitempty"`
-	// Refusals counts the requests of this generation that were turned down.
-	Refusals int `json:"refusals,omitempty"`
 	// Reason explains a side exit in words.
 	Reason string `json:"reason,omitempty"`
 }

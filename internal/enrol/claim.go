@@ -10,11 +10,12 @@ import (
 	"imprint"
 )
 
-// Certificates start this long before they are made, for machines whose clock
-// is behind, and last this long unless the policy says otherwise.
+// Certificates last DefaultLifetime unless the policy says otherwise. They start
+// Backdate before they are made, for machines whose clock is behind, but never
+// by more than a quarter of their life, so that short ones are not old at once.
 const (
-	Backdate        = time.Hour
 	DefaultLifetime = 7 * 24 * time.Hour
+	Backdate        = time.Hour
 )
 
 // attempt is a certificate request on its way to a decision.
@@ -22,50 +23,62 @@ type attempt struct {
 	imprint.Submission
 	req    *Request
 	now    time.Time
-	serial imprint.Serial // for the certificate, if it comes to one
+	serial imprint.Serial // fresh, for the certificate if it comes to one
 }
 
 // claim decides about a certificate request. Besides what is to be written it
-// returns why the request is refused, or nil if a certificate may be issued for
-// the instance's claim. i is changed.
+// returns why the request is refused, or nil if the instance's claim may have
+// its certificate. i is changed.
+//
+// Evidence comes before everything that depends on the state, so that whoever
+// has none learns nothing and moves nothing.
 func claim(i *imprint.Instance, a *attempt) (imprint.Change, error) {
-	e := &i.Enrolment
-	if a.Generation != 0 && a.Generation != i.Generation {
-		return refuse(i, a.Channel, imprint.Conflict, "the request is of generation %d, the instance is in generation %d", a.Generation, i.Generation)
+	first := i.Enrolment.Claim
+	second := first != nil && first.Key != a.req.Key
+	refused := func(err error) (imprint.Change, error) { return refuse(a.Channel, err, "key", string(a.req.Key)) }
+
+	if err := sameGeneration(i, "enrol", a.Generation); err != nil {
+		return refused(err)
 	}
-	if c, ended := ended(i, a.now); ended != nil {
-		return c, ended
+	tier, err := evidence(i, a)
+	if err != nil {
+		return refused(err)
 	}
-	known := e.Claim != nil && e.Claim.Key == a.req.Key
-	tier, err := evidence(i, a, known)
+	change, err := ended(i, a.now)
 	switch {
+	case err != nil && second:
+		return refused(err) // a third key, or more; the timeline knows the others
 	case err != nil:
-		return refuse(i, a.Channel, imprint.KindOf(err), "%w", err)
-	case e.Claim != nil && !known:
+		return change, err
+	case second:
 		return contest(i, a)
 	}
 	if err := a.req.fits(i); err != nil {
-		return refuse(i, a.Channel, imprint.Invalid, "%w", err)
+		return refused(err)
 	}
-	if known {
-		return repeat(i, a)
+	if first == nil {
+		return bind(i, a, tier)
 	}
-	return bind(i, a, tier)
+	return repeat(i, a)
 }
 
-// evidence judges what a request brings besides its signature; known says that
-// the signature is the claimed key's.
-func evidence(i *imprint.Instance, a *attempt, known bool) (imprint.Tier, error) {
-	ch, ok := imprint.ChannelOf(a.Channel)
-	switch {
-	case !ok:
+// evidence judges what a request brings besides its signature. Possession of the
+// claimed key is enough to repeat a request; any other key needs more.
+func evidence(i *imprint.Instance, a *attempt) (imprint.Tier, error) {
+	first := i.Enrolment.Claim
+	if _, ok := imprint.ChannelOf(a.Channel); !ok {
 		return 0, imprint.Errorf(imprint.Invalid, "enrol", i.Ref(), "unknown channel %q", a.Channel)
+	}
+	switch {
 	case a.Witness != "":
-		return imprint.TierHost, witnessed(i, ch, a.Witness)
+		return imprint.TierHost, witnessed(i, a.Channel, a.Witness)
 	case !a.Token.IsZero():
-		return imprint.TierToken, tokenIsRight(i, a, known)
-	case known:
-		return i.Enrolment.Claim.Tier, nil // possession of the key is enough to repeat
+		return imprint.TierToken, tokenIsRight(i, a)
+	case first != nil && first.Key == a.req.Key:
+		return first.Tier, nil
+	case first != nil:
+		return 0, imprint.Errorf(imprint.Denied, "enrol", i.Ref(), "key %.16s is not the one of generation %d", a.req.Key, i.Generation).
+			WithHint("renew with the same key; a new key needs a new generation: imprint rebirth %s", i.Ref())
 	case i.Spec.Policy.Approval:
 		return imprint.TierApproved, nil
 	}
@@ -73,34 +86,38 @@ func evidence(i *imprint.Instance, a *attempt, known bool) (imprint.Tier, error)
 		WithHint("use a channel of its host, a one-time token, or an approval policy")
 }
 
-// witnessed checks that host may speak for i over ch.
-func witnessed(i *imprint.Instance, ch imprint.Channel, host imprint.HostName) error {
-	switch {
-	case host != i.Spec.Host:
-		return imprint.Errorf(imprint.Denied, "enrol", i.Ref(), "host %s speaks for it, but it is placed on %s", host, i.Spec.Host)
-	case !ch.Private():
-		return imprint.Errorf(imprint.Denied, "enrol", i.Ref(), "channel %s is not private, so no host can vouch for it", ch.Kind)
+// witnessed checks that host may vouch for what came up i's channel.
+func witnessed(i *imprint.Instance, kind imprint.ChannelKind, host imprint.HostName) error {
+	if host != i.Spec.Host {
+		return imprint.Errorf(imprint.Denied, "vouch for", i.Ref(), "host %s speaks for it, but it is placed on %q", host, i.Spec.Host).
+			WithHint("a host may speak only for the instances placed on it")
+	}
+	if ch, ok := imprint.ChannelOf(kind); !ok || !ch.Private() {
+		return imprint.Errorf(imprint.Denied, "vouch for", i.Ref(), "channel %q is not private, so no host can vouch for it", kind)
 	}
 	return nil
 }
 
-// tokenIsRight judges a one-time token. For the right token a second key does
-// not get off with "spent": whoever was first may be the thief.
-func tokenIsRight(i *imprint.Instance, a *attempt, known bool) error {
+// tokenIsRight judges a one-time token. For a second key it is as good as
+// before the claim: whoever was first may be the thief, and the machine's owner
+// has to know. Only once its time is over it proves nothing any more, or else an
+// old medium could take a machine down.
+func tokenIsRight(i *imprint.Instance, a *attempt) error {
 	e := &i.Enrolment
 	given := imprint.DigestOf(a.Token.Reveal())
 	right := subtle.ConstantTimeCompare([]byte(given), []byte(e.TokenHash)) == 1
-	switch second := e.Claim != nil && !known; {
+	known := e.Claim != nil && e.Claim.Key == a.req.Key
+	switch {
 	case !right: // also when there is none: the hash is then empty
 		return imprint.Errorf(imprint.Unauthorized, "enrol", i.Ref(), "wrong token")
-	case second:
-		return nil
-	case e.State.Enrolled():
+	case known && e.State.Enrolled():
 		return imprint.Errorf(imprint.Unauthorized, "enrol", i.Ref(), "the token is spent").
-			WithHint("renew with the certificate; a machine that lost its key needs a new generation: imprint rebirth")
+			WithHint("renew with the certificate; a machine that lost it needs a new generation: imprint rebirth %s", i.Ref())
+	case known: // a lost reply may be asked for again when the token's time is over
+		return nil
 	case !a.now.Before(e.TokenExpires):
-		return imprint.Errorf(imprint.Unauthorized, "enrol", i.Ref(), "the token ended at %s", e.TokenExpires.UTC().Format(time.RFC3339)).
-			WithHint("hand out a new one: imprint payload")
+		return imprint.Errorf(imprint.Unauthorized, "enrol", i.Ref(), "the token ended at %s", stamp(e.TokenExpires)).
+			WithHint("hand out a new one")
 	}
 	return nil
 }
@@ -108,35 +125,36 @@ func tokenIsRight(i *imprint.Instance, a *attempt, known bool) error {
 // bind claims the generation for the request's key.
 func bind(i *imprint.Instance, a *attempt, tier imprint.Tier) (imprint.Change, error) {
 	e := &i.Enrolment
-	e.State = imprint.Claimed
-	e.Claim = &imprint.Claim{
+	c := &imprint.Claim{
 		Key: a.req.Key, PublicKey: a.req.SPKI, SSHHost: a.SSHHost,
 		Channel: a.Channel, Tier: tier, Witness: a.Witness, At: a.now,
-		Serial: a.serial, NeedsApproval: i.Spec.Policy.Approval,
+		NeedsApproval: i.Spec.Policy.Approval,
 	}
-	e.Claim.NotBefore, e.Claim.NotAfter = validity(i, a.now)
-	change := imprint.Change{BindKey: a.req.Key, Events: []imprint.Event{event(imprint.EventClaimed, a.Channel,
-		"key", string(a.req.Key), "tier", strconv.Itoa(int(tier)), "witness", string(a.Witness))}}
-	if !e.Claim.NeedsApproval {
+	fix(c, i, a.serial, a.now)
+	e.State, e.Claim = imprint.Claimed, c
+	change := imprint.Change{BindKey: c.Key, Events: []imprint.Event{event(imprint.EventClaimed, a.Channel,
+		"key", string(c.Key), "tier", tierText(tier), "witness", string(a.Witness))}}
+	if !c.NeedsApproval {
 		return change, nil
 	}
-	change.Events = append(change.Events, event(imprint.EventWaiting, a.Channel, "for", "approval", "key", string(a.req.Key)))
+	change.Events = append(change.Events, event(imprint.EventWaiting, a.Channel, "for", "approval", "key", string(c.Key)))
 	return change, pending(i)
 }
 
-// repeat answers the claimed key again, and starts a renewal when it is due.
+// repeat answers the claimed key again, and begins a renewal when it is due. It
+// is due as well for a certificate that was never made, or never confirmed: a
+// machine that was off for a month finds one that is still good.
 func repeat(i *imprint.Instance, a *attempt) (imprint.Change, error) {
 	e := &i.Enrolment
 	if waits(e.Claim) {
 		return imprint.Change{Keep: true}, pending(i)
 	}
-	if !e.State.Enrolled() || issuing(e) || !renewalDue(e.Certificate, a.now) {
+	if !renewalDue(e, a.now) {
 		return imprint.Change{Keep: true}, nil
 	}
 	next := *e.Claim
-	next.Serial = a.serial
-	next.NotBefore, next.NotAfter = validity(i, a.now)
-	if a.SSHHost != "" {
+	fix(&next, i, a.serial, a.now)
+	if a.SSHHost != "" && a.Witness != "" { // it is not covered by the request's signature
 		next.SSHHost = a.SSHHost
 	}
 	e.Claim = &next
@@ -149,28 +167,24 @@ func contest(i *imprint.Instance, a *attempt) (imprint.Change, error) {
 	first := e.Claim
 	change := imprint.Change{
 		Events: []imprint.Event{event(imprint.EventContested, a.Channel,
-			"firstKey", string(first.Key), "firstChannel", string(first.Channel), "firstAt", first.At.Format(time.RFC3339),
-			"secondKey", string(a.req.Key), "witness", string(a.Witness))},
+			"firstKey", string(first.Key), "firstChannel", string(first.Channel), "firstAt", stamp(first.At),
+			"secondKey", string(a.req.Key), "secondAt", stamp(a.now), "witness", string(a.Witness))},
 		Revoke: revocations(e, a.now, reasonKeyCompromise),
 	}
 	e.State = imprint.InDispute
-	e.Reason = fmt.Sprintf("key %.16s claimed over %s, then key %.16s over %s", first.Key, first.Channel, a.req.Key, a.Channel)
+	e.Reason = fmt.Sprintf("key %.16s claimed it over %s, then key %.16s over %s", first.Key, first.Channel, a.req.Key, a.Channel)
 	return change, contested(i)
 }
 
-// issued stores the certificate for the claim, unless the claim is not what it
-// was when the certificate was signed.
-func issued(i *imprint.Instance, cert *imprint.Certificate, now time.Time) (imprint.Change, error) {
+// store decides about a certificate that was signed for the claim of i. If the
+// claim is not the same any more, or has its certificate, this one goes nowhere.
+func store(i *imprint.Instance, cert *imprint.Certificate, now time.Time) (imprint.Change, error) {
 	e := &i.Enrolment
-	if c, ended := ended(i, now); ended != nil {
-		return c, ended
+	if c, err := ended(i, now); err != nil {
+		return c, err
 	}
-	if e.Claim == nil || e.Claim.Serial != cert.Serial {
-		return imprint.Change{Keep: true}, imprint.Errorf(imprint.Conflict, "enrol", i.Ref(), "the claim changed while its certificate was signed").
-			WithHint("send the request again")
-	}
-	if !issuing(e) {
-		return imprint.Change{Keep: true}, nil // another server, or this one in an earlier life, was quicker
+	if !issuing(e) || e.Claim.Serial != cert.Serial {
+		return imprint.Change{Keep: true}, nil
 	}
 	kind := imprint.EventIssued
 	if old := e.Certificate; old != nil {
@@ -181,8 +195,8 @@ func issued(i *imprint.Instance, cert *imprint.Certificate, now time.Time) (impr
 	}
 	e.Certificate = cert
 	return imprint.Change{Events: []imprint.Event{event(kind, e.Claim.Channel,
-		"serial", string(cert.Serial), "names", names(i), "tier", strconv.Itoa(int(e.Claim.Tier)),
-		"notAfter", cert.NotAfter.Format(time.RFC3339), "log", cert.Log, "entry", strconv.FormatUint(cert.LogIndex, 10))}}, nil
+		"serial", string(cert.Serial), "names", names(i), "tier", tierText(e.Claim.Tier), "key", string(e.Claim.Key),
+		"notAfter", stamp(cert.NotAfter), "log", cert.Log, "entry", strconv.FormatUint(cert.LogIndex, 10))}}, nil
 }
 
 // grant is what the claim of i allows to be signed.
@@ -198,27 +212,39 @@ func grant(i *imprint.Instance) imprint.Grant {
 
 // issuing reports whether the claim's certificate is still to be made.
 func issuing(e *imprint.Enrolment) bool {
-	return e.Claim != nil && (e.Certificate == nil || e.Certificate.Serial != e.Claim.Serial)
+	return e.Claim != nil && !waits(e.Claim) && (e.Certificate == nil || e.Certificate.Serial != e.Claim.Serial)
 }
 
+// waits reports whether an operator has to consent first.
 func waits(c *imprint.Claim) bool { return c.NeedsApproval && c.ApprovedBy == "" }
 
-// renewalDue reports whether a certificate is past half of its life. Agents ask
-// at two thirds; the difference keeps an early clock from asking in vain.
-func renewalDue(c *imprint.Certificate, now time.Time) bool {
-	return now.After(c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2))
-}
-
-// validity is in whole seconds, as a certificate is.
-func validity(i *imprint.Instance, now time.Time) (notBefore, notAfter time.Time) {
+// fix gives c the number and validity of its next certificate, in whole seconds
+// as a certificate has them.
+func fix(c *imprint.Claim, i *imprint.Instance, serial imprint.Serial, now time.Time) {
 	lifetime := time.Duration(i.Spec.Policy.Lifetime)
 	if lifetime == 0 {
 		lifetime = DefaultLifetime
 	}
 	now = now.UTC().Truncate(time.Second)
-	return now.Add(-Backdate), now.Add(lifetime)
+	c.Serial = serial
+	c.NotBefore, c.NotAfter = now.Add(-min(Backdate, lifetime/4)).Truncate(time.Second), now.Add(lifetime)
 }
 
+// renewalDue reports whether what the claim fixed is past half of its life.
+// Agents ask at two thirds; the difference keeps an early clock from asking in
+// vain. The signer may have cut the life short to its own. A claim that was
+// fixed in the future, by a clock that is right again, is due as well.
+func renewalDue(e *imprint.Enrolment, now time.Time) bool {
+	c := e.Claim
+	end := c.NotAfter
+	if !issuing(e) {
+		end = e.Certificate.NotAfter
+	}
+	fixed := c.NotBefore.Add(min(Backdate, c.NotAfter.Sub(c.NotBefore)/5)) // as fix backdated it
+	return now.Before(c.NotBefore) || !now.Before(fixed.Add(end.Sub(fixed)/2))
+}
+
+// living are the certificates in list that have not ended.
 func living(list []imprint.Lifespan, now time.Time) []imprint.Lifespan {
 	var out []imprint.Lifespan
 	for _, l := range list {
@@ -229,6 +255,7 @@ func living(list []imprint.Lifespan, now time.Time) []imprint.Lifespan {
 	return out
 }
 
+// names are all names in the certificate, for the timeline.
 func names(i *imprint.Instance) string {
 	all := append([]string(nil), i.Spec.DNSNames...)
 	for _, ip := range i.Spec.IPs {
@@ -236,3 +263,8 @@ func names(i *imprint.Instance) string {
 	}
 	return strings.Join(all, ",")
 }
+
+func tierText(t imprint.Tier) string { return strconv.Itoa(int(t)) }
+
+// stamp writes a time as errors and events have it.
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -35,31 +35,46 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Engine runs decisions. It keeps nothing itself, so that several engines, in
-// one process or many, may work on one store.
-type Engine struct{ Config }
+// Engine runs decisions. All it keeps itself is how often it refused what, so
+// that several engines, in one process or many, may work on one store.
+type Engine struct {
+	Config
+	notes notes
+}
 
 // New returns an engine.
-func New(c Config) *Engine { return &Engine{c} }
+func New(c Config) *Engine { return &Engine{Config: c} }
 
 // move runs one decision as a compare-and-swap. What decide refuses is written
-// too (an event, a state) and then returned as the error.
+// too (an event, a state) and then returned as the error, with the instance.
 func (e *Engine) move(ctx context.Context, id imprint.InstanceID, decide func(*imprint.Instance) (imprint.Change, error)) (*imprint.Instance, error) {
 	var refusal error
+	var ration ration
 	inst, err := e.Store.Update(ctx, id, func(i *imprint.Instance) (imprint.Change, error) {
 		var c imprint.Change
 		c, refusal = decide(i)
+		if c.Keep && len(c.Events) == 1 && !ration.allows(&e.notes, i, &c.Events[0], refusal, e.Now()) {
+			c.Events = nil
+			if refusal == nil && ration.sort.event == imprint.EventRead {
+				refusal = imprint.Errorf(imprint.Exhausted, "read parameters of", i.Ref(), "more than %d reads at once", readBurst).
+					WithHint("read each parameter once; the next may be read in %s", readEvery)
+			}
+		}
 		c.WakeAt = WakeAt(i)
 		return c, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	if refusal != nil {
+	if refusal != nil && imprint.KindOf(refusal) != imprint.Pending {
 		e.Logger.LogAttrs(ctx, slog.LevelInfo, "refused", slog.String("instance", string(id)), slog.Any("reason", refusal))
 	}
 	return inst, refusal
 }
+
+// maxRounds bounds how often a claim that others changed while its certificate
+// was signed is decided again.
+const maxRounds = 4
 
 // Enrol decides about a certificate request and returns the instance with its
 // certificate. The claimed key may repeat its request at any time and gets the
@@ -67,74 +82,87 @@ func (e *Engine) move(ctx context.Context, id imprint.InstanceID, decide func(*i
 //
 // Kinds: Invalid for a request that can never be granted, Unauthorized if
 // nothing or a wrong token vouches for it, Denied if the witness may not speak for
-// the instance, Pending until an operator approved, Contested for a second key
-// and ever after, Conflict in a generation that ended, NotFound.
+// the instance or a second key has no evidence at all, Pending until an operator
+// approved, Contested for a second key with evidence and for everybody ever after,
+// Conflict for another or an ended generation and for a key that belongs
+// elsewhere, NotFound; and what Store and Issuer fail with. With Pending and
+// Contested the instance is returned too.
 func (e *Engine) Enrol(ctx context.Context, s imprint.Submission) (*imprint.Instance, error) {
 	req, err := ParseRequest(s.CSR)
-	if err != nil {
-		return nil, e.noteUnreadable(ctx, &s, err)
-	}
-	a := &attempt{Submission: s, req: req, now: e.Now(), serial: imprint.NewSerial()}
-	inst, err := e.move(ctx, s.Instance, func(i *imprint.Instance) (imprint.Change, error) { return claim(i, a) })
-	if imprint.KindOf(err) == imprint.Exists && err != nil {
-		return nil, e.noteReusedKey(ctx, &s)
+	if err == nil && s.SSHHost != "" {
+		s.SSHHost, err = parseSSHHost(s.SSHHost)
 	}
 	if err != nil {
-		return nil, err
+		return nil, e.note(ctx, &s, err)
 	}
-	return e.issue(ctx, inst)
+	for range maxRounds {
+		// A serial number is for one round: what was signed under it and lost a
+		// race must not have a namesake.
+		a := &attempt{Submission: s, req: req, now: e.Now(), serial: imprint.NewSerial()}
+		inst, err := e.move(ctx, s.Instance, func(i *imprint.Instance) (imprint.Change, error) { return claim(i, a) })
+		if err != nil && imprint.KindOf(err) == imprint.Exists {
+			return nil, e.note(ctx, &s, imprint.Errorf(imprint.Conflict, "enrol", string(s.Instance), "this public key already belongs to another machine or generation").
+				WithHint("make a new key on the machine; an image must not contain one"), "key", string(req.Key))
+		}
+		if err != nil || !issuing(&inst.Enrolment) {
+			return inst, err
+		}
+		inst, err = e.issue(ctx, inst)
+		if imprint.KindOf(err) == imprint.Invalid || imprint.KindOf(err) == imprint.Denied {
+			return nil, e.note(ctx, &s, err) // the reservation cannot be certified as it is
+		}
+		if err != nil || inst.Enrolment.Claim != nil && inst.Enrolment.Claim.Key == req.Key && !issuing(&inst.Enrolment) {
+			return inst, err
+		}
+	}
+	return nil, imprint.Errorf(imprint.Unavailable, "enrol", string(s.Instance), "others changed the claim %d times while its certificate was signed", maxRounds)
 }
 
-// issue has the claim's certificate signed if it is not there yet.
+// issue has the certificate of inst's claim signed and stored. It returns the
+// instance as it is then: with that certificate, with one that another server
+// was quicker to store, or with another claim.
 func (e *Engine) issue(ctx context.Context, inst *imprint.Instance) (*imprint.Instance, error) {
-	if !issuing(&inst.Enrolment) {
-		return inst, nil
-	}
 	cert, err := e.Issuer.Issue(ctx, grant(inst))
 	if err != nil {
 		return nil, err
 	}
-	return e.move(ctx, inst.ID, func(i *imprint.Instance) (imprint.Change, error) { return issued(i, &cert, e.Now()) })
+	return e.move(ctx, inst.ID, func(i *imprint.Instance) (imprint.Change, error) { return store(i, &cert, e.Now()) })
 }
 
-// noteUnreadable puts a request that cannot be read on the timeline, if somebody
-// vouches for where it came from; others could write anything there.
-func (e *Engine) noteUnreadable(ctx context.Context, s *imprint.Submission, cause error) error {
-	if s.Witness == "" {
-		return cause
-	}
+// note puts on the timeline why a request was refused and returns the reason.
+func (e *Engine) note(ctx context.Context, s *imprint.Submission, why error, pairs ...string) error {
 	_, err := e.move(ctx, s.Instance, func(i *imprint.Instance) (imprint.Change, error) {
-		return refuse(i, s.Channel, imprint.Invalid, "%w", cause)
-	})
-	return err
-}
-
-func (e *Engine) noteReusedKey(ctx context.Context, s *imprint.Submission) error {
-	_, err := e.move(ctx, s.Instance, func(i *imprint.Instance) (imprint.Change, error) {
-		return refuse(i, s.Channel, imprint.Conflict, "%w",
-			imprint.Errorf(imprint.Conflict, "enrol", i.Ref(), "this public key belongs to another machine or generation").
-				WithHint("make a new key on the machine; images must not contain one"))
+		return refuse(s.Channel, why, pairs...)
 	})
 	return err
 }
 
 // Report records what came up a channel; a report may be repeated. Kinds:
-// Unauthorized, Denied if nothing vouches for it; Conflict if the enrolment is
-// not so far, or over; Invalid; NotFound.
+// Unauthorized or Denied if nothing vouches for it; Conflict if the enrolment is
+// not so far, or over, or of another generation; Contested; Invalid, also for a
+// confirmation that the enrolled key did not sign; Exhausted if values are read
+// too often; NotFound.
 func (e *Engine) Report(ctx context.Context, r imprint.Report) error {
 	_, err := e.move(ctx, r.Instance, func(i *imprint.Instance) (imprint.Change, error) { return report(i, &r, e.Now()) })
 	return err
 }
 
-// Authenticate returns the instance that a certificate names, if the
-// certificate is one of its present generation's and was not revoked. Kinds:
-// Denied, NotFound.
+// Authenticate returns the instance that a verified certificate names, if the
+// certificate is one of its present generation's, has not ended and was not
+// revoked; else it fails with kind Denied.
 func (e *Engine) Authenticate(ctx context.Context, who imprint.Identity) (*imprint.Instance, error) {
 	inst, err := e.Store.Instance(ctx, who.Instance)
+	if err == nil {
+		err = authenticate(inst, who, e.Now())
+	} else if imprint.KindOf(err) == imprint.NotFound {
+		err = imprint.Errorf(imprint.Denied, "authenticate", string(who.Instance), "there is no such instance")
+	}
 	if err != nil {
+		e.Logger.LogAttrs(ctx, slog.LevelInfo, "certificate refused", slog.String("instance", string(who.Instance)),
+			slog.String("serial", string(who.Serial)), slog.Any("reason", err))
 		return nil, err
 	}
-	return inst, authenticate(inst, who)
+	return inst, nil
 }
 
 // Token makes a one-time token for the present generation, in place of an
@@ -156,22 +184,25 @@ func (e *Engine) Token(ctx context.Context, id imprint.InstanceID, life time.Dur
 	return imprint.NewSecret(token), nil
 }
 
-// Approve lets the claim that waits have its certificate. by says who consented.
-// Kind: Conflict if nothing waits.
+// Approve lets the claim that waits have its certificate and has it made; if that
+// fails the consent stands and the machine's next request makes it. by says who
+// consented. Kind: Conflict if nothing waits.
 func (e *Engine) Approve(ctx context.Context, id imprint.InstanceID, by string) (*imprint.Instance, error) {
-	inst, err := e.move(ctx, id, func(i *imprint.Instance) (imprint.Change, error) { return approve(i, by) })
-	if err != nil {
-		return nil, err
+	inst, err := e.move(ctx, id, func(i *imprint.Instance) (imprint.Change, error) { return approve(i, by, e.Now()) })
+	if err != nil || !issuing(&inst.Enrolment) {
+		return inst, err
 	}
 	return e.issue(ctx, inst)
 }
 
 // Revoke takes back what the present generation has and refuses it from now on.
+// Kind: Conflict if it expired or is contested already.
 func (e *Engine) Revoke(ctx context.Context, id imprint.InstanceID, reason, by string) (*imprint.Instance, error) {
 	return e.move(ctx, id, func(i *imprint.Instance) (imprint.Change, error) { return revoke(i, reason, by, e.Now()) })
 }
 
-// Rebirth starts the next generation and revokes the certificates of this one.
+// Rebirth starts the next generation, from any state, and revokes the
+// certificates of this one.
 func (e *Engine) Rebirth(ctx context.Context, id imprint.InstanceID, by string) (*imprint.Instance, error) {
 	return e.move(ctx, id, func(i *imprint.Instance) (imprint.Change, error) { return rebirth(i, by, e.Now()) })
 }

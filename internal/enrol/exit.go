@@ -2,8 +2,6 @@ package enrol
 
 import (
 	"errors"
-	"fmt"
-	"math/bits"
 	"time"
 
 	"imprint"
@@ -17,25 +15,11 @@ const (
 	reasonPrivilegeWithdrawn   = 9
 )
 
-// refusalsTold is how many refusals of a generation are on the timeline one by
-// one. After that only every doubling is, so that whoever repeats a bad request
-// cannot push the rest of the story out.
-const refusalsTold = 16
-
-// refuse turns a request down and notes why.
-func refuse(i *imprint.Instance, over imprint.ChannelKind, kind imprint.Kind, format string, args ...any) (imprint.Change, error) {
-	cause := fmt.Errorf(format, args...)
-	e := &i.Enrolment
-	e.Refusals++
-	var change imprint.Change
-	if n := e.Refusals; n <= refusalsTold || bits.OnesCount(uint(n)) == 1 {
-		change.Events = []imprint.Event{event(imprint.EventRefused, over, "reason", clip(reasonOf(cause)), "count", fmt.Sprint(n))}
-	}
-	var known *imprint.Error
-	if errors.As(cause, &known) && known.Kind == kind {
-		return change, cause
-	}
-	return change, imprint.Errorf(kind, "enrol", i.Ref(), "%w", cause)
+// refuse turns a request down for the reason err and notes it with the pairs of
+// details. The record stays as it is.
+func refuse(over imprint.ChannelKind, err error, pairs ...string) (imprint.Change, error) {
+	pairs = append([]string{"reason", clip(reasonOf(err))}, pairs...)
+	return imprint.Change{Keep: true, Events: []imprint.Event{event(imprint.EventRefused, over, pairs...)}}, err
 }
 
 // reasonOf is the innermost sentence of an error.
@@ -47,40 +31,39 @@ func reasonOf(err error) string {
 	return err.Error()
 }
 
-// ended tells that i's generation takes no requests any more; a reservation
-// whose window has passed expires here.
-func ended(i *imprint.Instance, now time.Time) (imprint.Change, error) {
-	e := &i.Enrolment
-	if c := expire(i, now); !c.Keep {
-		return c, expired(i)
+// sameGeneration checks that a message which says its generation (0 does not)
+// means the present one.
+func sameGeneration(i *imprint.Instance, op string, said imprint.Generation) error {
+	if said == 0 || said == i.Generation {
+		return nil
 	}
-	switch e.State {
-	case imprint.InDispute:
-		return imprint.Change{Keep: true}, contested(i)
-	case imprint.Revoked:
-		return imprint.Change{Keep: true}, imprint.Errorf(imprint.Conflict, "enrol", i.Ref(), "generation %d is revoked", i.Generation).
-			WithHint("start a new generation: imprint rebirth %s", i.Ref())
-	case imprint.Expired:
-		return imprint.Change{Keep: true}, expired(i)
-	}
-	return imprint.Change{}, nil
+	return imprint.Errorf(imprint.Conflict, op, i.Ref(), "this is of generation %d, the instance is in generation %d", said, i.Generation).
+		WithHint("read the payload again")
 }
 
-// expire ends a reservation that nobody claimed in time. The change is Keep if
-// there is nothing to do.
+// ended returns an error if i's generation is over. A reservation whose window
+// has passed expires here, with what that writes.
+func ended(i *imprint.Instance, now time.Time) (imprint.Change, error) {
+	change := expire(i, now)
+	switch i.Enrolment.State {
+	case imprint.InDispute:
+		return change, contested(i)
+	case imprint.Revoked, imprint.Expired:
+		return change, imprint.Errorf(imprint.Conflict, "enrol", i.Ref(), "generation %d is %s: %s", i.Generation, i.Enrolment.State, i.Enrolment.Reason).
+			WithHint("start a new generation: imprint rebirth %s", i.Ref())
+	}
+	return change, nil
+}
+
+// expire ends a reservation that nobody claimed in time, else it keeps i.
 func expire(i *imprint.Instance, now time.Time) imprint.Change {
 	e := &i.Enrolment
-	if e.Claim != nil || !e.State.Open() || e.Expires.IsZero() || now.Before(e.Expires) {
+	if wake := WakeAt(i); wake.IsZero() || now.Before(wake) {
 		return imprint.Change{Keep: true}
 	}
 	e.State = imprint.Expired
-	e.Reason = "nobody claimed it by " + e.Expires.UTC().Format(time.RFC3339)
-	return imprint.Change{Events: []imprint.Event{event(imprint.EventExpired, "", "at", e.Expires.UTC().Format(time.RFC3339))}}
-}
-
-func expired(i *imprint.Instance) error {
-	return imprint.Errorf(imprint.Conflict, "enrol", i.Ref(), "the reservation expired: %s", i.Enrolment.Reason).
-		WithHint("start a new generation: imprint rebirth %s", i.Ref())
+	e.Reason = "nobody claimed it by " + stamp(e.Expires)
+	return imprint.Change{Events: []imprint.Event{event(imprint.EventExpired, "", "window", stamp(e.Expires))}}
 }
 
 func contested(i *imprint.Instance) error {
@@ -102,6 +85,9 @@ func revocations(e *imprint.Enrolment, now time.Time, reason int) []imprint.Revo
 			list = append(list, imprint.Revocation{Serial: s, At: now.UTC().Truncate(time.Second), NotAfter: notAfter, Reason: reason})
 		}
 	}
+	if !e.State.Open() {
+		return nil // whatever there was is revoked already
+	}
 	for _, l := range e.Earlier {
 		add(l.Serial, l.NotAfter)
 	}
@@ -116,15 +102,11 @@ func revocations(e *imprint.Enrolment, now time.Time, reason int) []imprint.Revo
 
 // event makes an event with the pairs of details whose value is not empty.
 func event(kind imprint.EventKind, over imprint.ChannelKind, pairs ...string) imprint.Event {
-	e := imprint.Event{Kind: kind, Channel: over}
+	e := imprint.Event{Kind: kind, Channel: over, Detail: make(map[string]string, len(pairs)/2)}
 	for n := 0; n < len(pairs); n += 2 {
-		if pairs[n+1] == "" {
-			continue
+		if pairs[n+1] != "" {
+			e.Detail[pairs[n]] = pairs[n+1]
 		}
-		if e.Detail == nil {
-			e.Detail = map[string]string{}
-		}
-		e.Detail[pairs[n]] = pairs[n+1]
 	}
 	return e
 }

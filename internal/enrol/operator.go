@@ -32,7 +32,8 @@ func Reserve(spec imprint.Spec, tenant imprint.Tenant, now time.Time) (imprint.I
 // WakeAt is when i has to be looked at without anybody asking; see [imprint.Change].
 // Whoever changes an instance passes it on.
 func WakeAt(i *imprint.Instance) time.Time {
-	if i.Enrolment.Claim == nil && i.Enrolment.State.Open() {
+	switch i.Enrolment.State {
+	case imprint.Reserved, imprint.Delivered:
 		return i.Enrolment.Expires
 	}
 	return time.Time{}
@@ -53,7 +54,7 @@ func reservedEvent(kind imprint.EventKind, i *imprint.Instance, more ...string) 
 	}
 	until := ""
 	if !i.Enrolment.Expires.IsZero() {
-		until = i.Enrolment.Expires.UTC().Format(time.RFC3339)
+		until = stamp(i.Enrolment.Expires)
 	}
 	return event(kind, "", append(more, "names", names(i), "host", string(i.Spec.Host), "approval", approval, "until", until)...)
 }
@@ -100,21 +101,33 @@ func Delete(i *imprint.Instance, now time.Time) imprint.Change {
 	return imprint.Change{Revoke: revocations(&i.Enrolment, now, reasonCessationOfOperation)}
 }
 
-func approve(i *imprint.Instance, by string) (imprint.Change, error) {
-	c := i.Enrolment.Claim
-	if c == nil || !waits(c) || !i.Enrolment.State.Open() {
-		return imprint.Change{Keep: true}, imprint.Errorf(imprint.Conflict, "approve", i.Ref(), "nothing waits for approval; it is %s", i.Enrolment.State)
+// approve lets the claim that waits have its certificate, whose life begins now.
+// Nothing was signed for it before.
+func approve(i *imprint.Instance, by string, now time.Time) (imprint.Change, error) {
+	e := &i.Enrolment
+	keep := imprint.Change{Keep: true}
+	switch {
+	case e.Claim == nil || !e.State.Open() || !e.Claim.NeedsApproval:
+		return keep, imprint.Errorf(imprint.Conflict, "approve", i.Ref(), "nothing waits for approval; it is %s", e.State)
+	case !waits(e.Claim):
+		return keep, nil // said again
 	}
-	approved := *c
+	approved := *e.Claim
 	approved.ApprovedBy = by
-	i.Enrolment.Claim = &approved
-	return imprint.Change{Events: []imprint.Event{event(imprint.EventApproved, "", "by", by, "key", string(c.Key))}}, nil
+	fix(&approved, i, approved.Serial, now)
+	e.Claim = &approved
+	return imprint.Change{Events: []imprint.Event{event(imprint.EventApproved, "", "by", by, "key", string(approved.Key))}}, nil
 }
 
+// revoke takes back what the generation has. A generation that ended otherwise
+// has nothing left, and its end stays on record.
 func revoke(i *imprint.Instance, reason, by string, now time.Time) (imprint.Change, error) {
 	e := &i.Enrolment
-	if e.State == imprint.Revoked {
+	switch {
+	case e.State == imprint.Revoked:
 		return imprint.Change{Keep: true}, nil
+	case !e.State.Open():
+		return imprint.Change{Keep: true}, imprint.Errorf(imprint.Conflict, "revoke", i.Ref(), "generation %d is %s already and has no certificate that is valid", i.Generation, e.State)
 	}
 	change := imprint.Change{
 		Revoke: revocations(e, now, reasonPrivilegeWithdrawn),
@@ -124,18 +137,20 @@ func revoke(i *imprint.Instance, reason, by string, now time.Time) (imprint.Chan
 	return change, nil
 }
 
+// rebirth starts the next generation, from any state.
 func rebirth(i *imprint.Instance, by string, now time.Time) (imprint.Change, error) {
 	change := imprint.Change{Revoke: revocations(&i.Enrolment, now, reasonSuperseded)}
+	before := i.Enrolment.State
 	i.Generation++
 	i.Enrolment = reservation(&i.Spec, now)
-	change.Events = []imprint.Event{reservedEvent(imprint.EventReborn, i, "by", by)}
+	change.Events = []imprint.Event{reservedEvent(imprint.EventReborn, i, "by", by, "before", string(before))}
 	return change, nil
 }
 
 // arm stores the hash of a one-time token.
 func arm(i *imprint.Instance, hash imprint.Digest, life time.Duration, now time.Time) (imprint.Change, error) {
-	if c, ended := ended(i, now); ended != nil {
-		return c, ended
+	if c, err := ended(i, now); err != nil {
+		return c, err
 	}
 	e := &i.Enrolment
 	if e.Claim != nil {
@@ -143,11 +158,11 @@ func arm(i *imprint.Instance, hash imprint.Digest, life time.Duration, now time.
 			WithHint("start a new generation first: imprint rebirth %s", i.Ref())
 	}
 	e.TokenHash, e.TokenExpires = hash, now.Add(life)
-	return imprint.Change{Events: []imprint.Event{event(imprint.EventToken, "", "until", e.TokenExpires.UTC().Format(time.RFC3339))}}, nil
+	return imprint.Change{Events: []imprint.Event{event(imprint.EventToken, "", "until", stamp(e.TokenExpires))}}, nil
 }
 
 // authenticate judges a certificate that names i.
-func authenticate(i *imprint.Instance, who imprint.Identity) error {
+func authenticate(i *imprint.Instance, who imprint.Identity, now time.Time) error {
 	e := &i.Enrolment
 	denied := func(format string, args ...any) error {
 		return imprint.Errorf(imprint.Denied, "authenticate", i.Ref(), format, args...)
@@ -158,9 +173,9 @@ func authenticate(i *imprint.Instance, who imprint.Identity) error {
 	case who.Generation != i.Generation:
 		return denied("the certificate is of generation %d, the instance is in generation %d", who.Generation, i.Generation)
 	case !e.State.Open():
-		return denied("it is %s", e.State)
-	case e.Claim == nil || e.Claim.Key != who.Key || !holds(e, who.Serial):
-		return denied("serial %s is not one of its certificates", who.Serial)
+		return denied("generation %d is %s", i.Generation, e.State)
+	case e.Claim == nil || e.Claim.Key != who.Key || !holds(e, who.Serial, now):
+		return denied("serial %s is not one of its certificates that are valid", who.Serial)
 	}
 	return nil
 }

@@ -1,13 +1,7 @@
 package enrol
 
 import (
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/rsa"
-	"crypto/sha256"
-	"crypto/x509"
-	"errors"
+	"bytes"
 	"slices"
 	"time"
 
@@ -21,82 +15,99 @@ const MaxPassword = 2 << 10
 // report decides about what came up a channel. Like [claim] it returns what to
 // write and why the report is refused, or nil.
 func report(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.Change, error) {
-	keep := imprint.Change{Keep: true}
-	if r.Generation != 0 && r.Generation != i.Generation {
-		return keep, imprint.Errorf(imprint.Conflict, "report", i.Ref(), "it is of generation %d, the instance is in generation %d", r.Generation, i.Generation)
+	refused := func(err error) (imprint.Change, error) { return refuse(r.Channel, err, "report", clip(string(r.Kind))) }
+	if err := sameGeneration(i, "report", r.Generation); err != nil {
+		return refused(err)
 	}
-	if err := mayReport(i, r); err != nil {
-		return refuse(i, r.Channel, imprint.KindOf(err), "%w", err)
+	if err := mayReport(i, r, now); err != nil {
+		return refused(err)
 	}
-	if r.Kind == imprint.ReportRefused {
-		c, _ := refuse(i, r.Channel, imprint.Denied, "%s", r.Name)
-		return c, nil
+	if r.Kind == imprint.ReportRefused { // also when the generation is over
+		return imprint.Change{Keep: true, Events: []imprint.Event{event(imprint.EventRefused, r.Channel, "reason", clip(r.Name))}}, nil
 	}
-	if c, ended := ended(i, now); ended != nil {
-		return c, ended
+	change, err := ended(i, now)
+	if err != nil {
+		return change, err
 	}
 	switch r.Kind {
 	case imprint.ReportDelivered:
-		return delivered(i, r, now)
+		change, err = delivered(i, r, now)
 	case imprint.ReportConfirmed:
-		return confirmed(i, r, now)
+		change, err = confirmed(i, r, now)
 	case imprint.ReportReady:
-		return ready(i, r, now)
+		change, err = ready(i, r, now)
 	case imprint.ReportRead:
-		return imprint.Change{Events: []imprint.Event{event(imprint.EventRead, r.Channel, "param", clip(r.Name))}}, nil
+		change, err = read(i, r)
 	case imprint.ReportPassword:
-		return password(i, r)
+		change, err = password(i, r)
+	default:
+		err = imprint.Errorf(imprint.Invalid, "report", i.Ref(), "unknown kind %q", clip(string(r.Kind)))
 	}
-	return keep, imprint.Errorf(imprint.Invalid, "report", i.Ref(), "unknown kind %q", r.Kind)
+	if err != nil {
+		return refused(err)
+	}
+	return change, nil
 }
 
 // mayReport checks that the report comes from the machine: up its host's own
-// channel, or with its certificate.
-func mayReport(i *imprint.Instance, r *imprint.Report) error {
+// channel, or with its certificate. A signed confirmation speaks for itself.
+func mayReport(i *imprint.Instance, r *imprint.Report, now time.Time) error {
 	ch, ok := imprint.ChannelOf(r.Channel)
 	switch {
 	case !ok:
 		return imprint.Errorf(imprint.Invalid, "report", i.Ref(), "unknown channel %q", r.Channel)
-	case r.Witness != "" && !ch.Live && r.Witness == i.Spec.Host:
+	case r.Witness != "" && r.Witness == i.Spec.Host && !ch.Live:
 		return nil // the host itself put the payload on a medium
 	case r.Witness != "":
-		return witnessed(i, ch, r.Witness)
-	case r.Serial != "" && holds(&i.Enrolment, r.Serial):
+		return witnessed(i, r.Channel, r.Witness)
+	case r.Serial != "" && holds(&i.Enrolment, r.Serial, now):
+		return nil
+	case r.Serial == "" && r.Kind == imprint.ReportConfirmed:
 		return nil
 	}
 	return imprint.Errorf(imprint.Unauthorized, "report", i.Ref(), "nothing vouches for this report")
 }
 
-// holds reports whether serial is one of the generation's certificates.
-func holds(e *imprint.Enrolment, serial imprint.Serial) bool {
-	return e.Certificate != nil && e.Certificate.Serial == serial ||
-		slices.ContainsFunc(e.Earlier, func(l imprint.Lifespan) bool { return l.Serial == serial })
+// holds reports whether serial is one of the generation's certificates that
+// have not ended.
+func holds(e *imprint.Enrolment, serial imprint.Serial, now time.Time) bool {
+	if c := e.Certificate; c != nil && c.Serial == serial {
+		return now.Before(c.NotAfter)
+	}
+	return slices.ContainsFunc(living(e.Earlier, now), func(l imprint.Lifespan) bool { return l.Serial == serial })
 }
 
+// delivered records the first read of the payload.
 func delivered(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.Change, error) {
 	e := &i.Enrolment
-	if e.Delivery != nil {
+	switch {
+	case e.Delivery != nil:
 		return imprint.Change{Keep: true}, nil
+	case len(r.Data) == 0 || len(r.Data) > imprint.MaxPayload:
+		return imprint.Change{}, imprint.Errorf(imprint.Invalid, "report", i.Ref(), "a payload of %d bytes; it has 1 to %d", len(r.Data), imprint.MaxPayload)
 	}
 	e.Delivery = &imprint.Delivery{Channel: r.Channel, Payload: imprint.DigestOf(r.Data), At: now}
-	if e.State == imprint.Reserved {
+	if e.State == imprint.Reserved { // the claim may have been quicker than this report
 		e.State = imprint.Delivered
 	}
 	return imprint.Change{Events: []imprint.Event{event(imprint.EventDelivered, r.Channel, "payload", "sha256:"+string(e.Delivery.Payload))}}, nil
 }
 
-// confirmed takes the proof that the machine holds the key and has the certificate.
+// confirmed takes the proof that the machine holds the key and has received the
+// certificate: a signature that covers both, or that it used them for TLS.
 func confirmed(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.Change, error) {
 	e := &i.Enrolment
 	if e.Certificate == nil {
-		return imprint.Change{Keep: true}, imprint.Errorf(imprint.Conflict, "confirm", i.Ref(), "no certificate was issued yet")
+		return imprint.Change{}, imprint.Errorf(imprint.Conflict, "confirm", i.Ref(), "no certificate was issued yet").
+			WithHint("send the certificate request again")
 	}
-	proof := "certificate " + string(r.Serial) // that it was used is proof of both
-	if r.Serial == "" {
-		if err := verify(e.Claim.PublicKey, imprint.ConfirmationMessage(i.ID, i.Generation, e.Certificate.DER), r.Data); err != nil {
-			return refuse(i, r.Channel, imprint.Invalid, "confirmation: %w", err)
-		}
-		proof = "signature"
+	proof := "signature"
+	switch {
+	case r.Serial != "" && holds(e, r.Serial, now):
+		proof = "certificate " + string(r.Serial)
+	case !verify(e.Claim.PublicKey, imprint.ConfirmationMessage(i.ID, i.Generation, e.Certificate.DER), r.Data):
+		return imprint.Change{}, imprint.Errorf(imprint.Invalid, "confirm", i.Ref(), "the enrolled key did not sign the receipt of certificate %s", e.Certificate.Serial).
+			WithHint("sign the confirmation of the certificate that was issued last")
 	}
 	if e.State.Enrolled() {
 		return imprint.Change{Keep: true}, nil
@@ -105,28 +116,7 @@ func confirmed(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.C
 	return imprint.Change{Events: []imprint.Event{event(imprint.EventConfirmed, r.Channel, "by", proof, "key", string(e.Claim.Key))}}, nil
 }
 
-// verify checks a signature over message by the key in spki.
-func verify(spki, message, signature []byte) error {
-	pub, err := x509.ParsePKIXPublicKey(spki)
-	if err != nil {
-		return err
-	}
-	digest := sha256.Sum256(message)
-	ok := false
-	switch k := pub.(type) {
-	case *ecdsa.PublicKey:
-		ok = ecdsa.VerifyASN1(k, digest[:], signature)
-	case ed25519.PublicKey:
-		ok = ed25519.Verify(k, message, signature)
-	case *rsa.PublicKey:
-		ok = rsa.VerifyPKCS1v15(k, crypto.SHA256, digest[:], signature) == nil
-	}
-	if !ok {
-		return errors.New("it is not signed by the enrolled key for this certificate")
-	}
-	return nil
-}
-
+// ready closes the enrolment.
 func ready(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.Change, error) {
 	e := &i.Enrolment
 	switch e.State {
@@ -136,19 +126,28 @@ func ready(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.Chang
 		e.State, e.ClosedAt = imprint.Closed, now
 		return imprint.Change{Events: []imprint.Event{event(imprint.EventClosed, r.Channel)}}, nil
 	}
-	return imprint.Change{Keep: true}, imprint.Errorf(imprint.Conflict, "close", i.Ref(), "it is %s, not confirmed", e.State).
+	return imprint.Change{}, imprint.Errorf(imprint.Conflict, "close", i.Ref(), "it is %s, not confirmed", e.State).
 		WithHint("confirm the certificate first")
 }
 
+// read notes that a value that is not public is about to be sent.
+func read(i *imprint.Instance, r *imprint.Report) (imprint.Change, error) {
+	if !slices.ContainsFunc(i.Spec.Params, func(p imprint.Param) bool { return p.Name == r.Name }) {
+		return imprint.Change{}, imprint.Errorf(imprint.Invalid, "report", i.Ref(), "it has no parameter %q", clip(r.Name))
+	}
+	return imprint.Change{Keep: true, Events: []imprint.Event{event(imprint.EventRead, r.Channel, "param", r.Name)}}, nil
+}
+
+// password keeps what the guest posted, once a generation.
 func password(i *imprint.Instance, r *imprint.Report) (imprint.Change, error) {
 	e := &i.Enrolment
 	switch {
 	case len(r.Data) == 0 || len(r.Data) > MaxPassword:
-		return refuse(i, r.Channel, imprint.Invalid, "a password of %d bytes; 1 to %d are allowed", len(r.Data), MaxPassword)
-	case slices.Equal(e.Password, r.Data):
+		return imprint.Change{}, imprint.Errorf(imprint.Invalid, "keep password of", i.Ref(), "%d bytes; 1 to %d are allowed", len(r.Data), MaxPassword)
+	case bytes.Equal(e.Password, r.Data):
 		return imprint.Change{Keep: true}, nil
 	case e.Password != nil:
-		return refuse(i, r.Channel, imprint.Conflict, "the password of generation %d is set already", i.Generation)
+		return imprint.Change{}, imprint.Errorf(imprint.Conflict, "keep password of", i.Ref(), "that of generation %d is kept already", i.Generation)
 	}
 	e.Password = r.Data
 	return imprint.Change{Events: []imprint.Event{event(imprint.EventPassword, r.Channel)}}, nil

@@ -1,10 +1,6 @@
 package enrol
 
 import (
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
 	"fmt"
@@ -15,119 +11,102 @@ import (
 	"imprint"
 )
 
-// Limits on a certificate request.
-const (
-	MaxRequest = 16 << 10 // bytes of DER
-	minRSABits = 3072     // as strong as the rest of the chain (NIST SP 800-57 part 1)
-	maxRSABits = 8192     // bounds the time of a verification
-)
+// MaxRequest is the size limit of a certificate request in bytes of DER: one
+// with an RSA-8192 key and 32 names of full length has 11 KiB.
+const MaxRequest = 16 << 10
 
 // Request is a PKCS #10 certificate request (RFC 2986) whose signature is right
-// and whose key is strong enough.
+// and whose key is strong enough. Attributes that carry no name, a
+// challengePassword among them, are ignored.
 type Request struct {
-	SPKI []byte // DER SubjectPublicKeyInfo
-	Key  imprint.KeyID
+	SPKI []byte        // DER SubjectPublicKeyInfo
+	Key  imprint.KeyID // of SPKI
 
-	commonName string
-	dnsNames   []string
-	ips        []netip.Addr
-	uris       []string
-	emails     []string
+	commonNames []string
+	dnsNames    []string
+	ips         []netip.Addr
+	uris        []string
+	emails      []string
 }
 
-// ParseRequest reads a request in DER. It fails with kind [imprint.Invalid] if
-// the request is malformed, not signed by its own key, or its key is weak.
+// ParseRequest reads a request of at most [MaxRequest] bytes of DER. It fails
+// with kind [imprint.Invalid] if the request is malformed, is not signed by its
+// own key, has a key that [checkKey] refuses, or asks for kinds of names that
+// cannot be compared with a reservation.
 func ParseRequest(der []byte) (*Request, error) {
 	if len(der) > MaxRequest {
-		return nil, imprint.Errorf(imprint.Invalid, "read", "certificate request", "%d bytes; the limit is %d", len(der), MaxRequest)
+		return nil, unreadable("%d bytes; the limit is %d", len(der), MaxRequest)
 	}
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
-		return nil, imprint.Errorf(imprint.Invalid, "read", "certificate request", "it is not a PKCS #10 request in DER: %w", err)
+		return nil, unreadable("it is not a PKCS #10 request in DER: %w", err)
 	}
-	if err := checkKey(csr.PublicKey); err != nil {
+	// The key first: its size bounds what checking the signature costs.
+	if err := checkKey(csr.PublicKey, csr.RawSubjectPublicKeyInfo); err != nil {
 		return nil, err
 	}
 	if err := csr.CheckSignature(); err != nil {
-		return nil, imprint.Errorf(imprint.Invalid, "check", "certificate request", "its signature is not by its own key").
+		return nil, unreadable("its signature is not by its own key").
 			WithHint("sign the request with the private key whose public key is in it")
 	}
 	r := &Request{
 		SPKI: csr.RawSubjectPublicKeyInfo, Key: imprint.KeyIDOf(csr.RawSubjectPublicKeyInfo),
-		commonName: csr.Subject.CommonName, dnsNames: csr.DNSNames, emails: csr.EmailAddresses,
+		dnsNames: csr.DNSNames, emails: csr.EmailAddresses,
+	}
+	for _, attribute := range csr.Subject.Names {
+		if attribute.Type.Equal(oidCommonName()) {
+			r.commonNames = append(r.commonNames, fmt.Sprint(attribute.Value))
+		}
 	}
 	for _, ip := range csr.IPAddresses {
 		addr, ok := netip.AddrFromSlice(ip)
 		if !ok {
-			return nil, imprint.Errorf(imprint.Invalid, "read", "certificate request", "an address has %d bytes", len(ip))
+			return nil, unreadable("an address has %d bytes", len(ip))
 		}
 		r.ips = append(r.ips, addr.Unmap())
 	}
 	for _, u := range csr.URIs {
 		r.uris = append(r.uris, u.String())
 	}
-	if err := r.noOtherNames(csr); err != nil {
-		return nil, err
-	}
-	return r, nil
+	return r, r.sawAllNames(csr)
 }
 
-func checkKey(pub any) error {
-	weak := func(format string, args ...any) error {
-		return imprint.Errorf(imprint.Invalid, "check", "public key", format, args...).
-			WithHint("make a P-256, P-384 or Ed25519 key, or RSA of %d bits or more", minRSABits)
-	}
-	switch k := pub.(type) {
-	case ed25519.PublicKey:
-		return nil
-	case *ecdsa.PublicKey:
-		if k.Curve == elliptic.P256() || k.Curve == elliptic.P384() {
-			return nil
-		}
-		return weak("curve %s is not accepted", k.Params().Name)
-	case *rsa.PublicKey:
-		switch bits := k.N.BitLen(); {
-		case bits < minRSABits:
-			return weak("RSA of %d bits is too weak", bits)
-		case bits > maxRSABits:
-			return weak("RSA of %d bits is too long; at most %d are accepted", bits, maxRSABits)
-		}
-		return nil
-	}
-	return weak("a key of type %T is not accepted", pub)
-}
+func oidCommonName() asn1.ObjectIdentifier     { return asn1.ObjectIdentifier{2, 5, 4, 3} }
+func oidSubjectAltName() asn1.ObjectIdentifier { return asn1.ObjectIdentifier{2, 5, 29, 17} }
 
-// noOtherNames refuses general names that crypto/x509 skips, such as otherName
+// sawAllNames refuses general names that crypto/x509 skips, such as otherName
 // and directoryName (RFC 5280 section 4.2.1.6): what is not seen is not compared.
-func (r *Request) noOtherNames(csr *x509.CertificateRequest) error {
-	subjectAltName := asn1.ObjectIdentifier{2, 5, 29, 17}
+func (r *Request) sawAllNames(csr *x509.CertificateRequest) error {
 	for _, ext := range csr.Extensions {
-		if !ext.Id.Equal(subjectAltName) {
+		if !ext.Id.Equal(oidSubjectAltName()) {
 			continue
 		}
 		var names []asn1.RawValue
-		rest, err := asn1.Unmarshal(ext.Value, &names)
-		if err != nil || len(rest) > 0 {
-			return imprint.Errorf(imprint.Invalid, "read", "certificate request", "its names are malformed")
+		if rest, err := asn1.Unmarshal(ext.Value, &names); err != nil || len(rest) > 0 {
+			return unreadable("its names are malformed")
 		}
-		if seen := len(r.dnsNames) + len(r.ips) + len(r.uris) + len(r.emails); len(names) != seen {
-			return imprint.Errorf(imprint.Invalid, "read", "certificate request", "it asks for names of another kind than DNS, IP and URI")
+		if len(names) != len(r.dnsNames)+len(r.ips)+len(r.uris)+len(r.emails) {
+			return unreadable("it asks for names of another kind than DNS, IP and URI")
 		}
 	}
 	return nil
 }
 
-// fits tells which name in the request was not reserved for the instance, or
-// returns nil. Names that the request leaves out are no fault: the certificate
-// is built from the reservation.
+func unreadable(format string, args ...any) *imprint.Error {
+	return imprint.Errorf(imprint.Invalid, "read", "certificate request", format, args...)
+}
+
+// fits returns an error of kind [imprint.Invalid] that lists the names in the
+// request which were not reserved for i. Names that the request leaves out are
+// no fault: the certificate is built from the reservation. A renewal repeats
+// the names of the certificate (RFC 7030 section 4.2.2), and so its own URI.
 func (r *Request) fits(i *imprint.Instance) error {
 	var extra []string
-	known := func(name string) bool {
-		name = strings.ToLower(name)
-		return name == string(i.Spec.Name) || name == string(i.ID) || slices.Contains(i.Spec.DNSNames, name)
-	}
-	if r.commonName != "" && !known(r.commonName) {
-		extra = append(extra, "CN="+r.commonName)
+	for _, name := range r.commonNames {
+		lower := strings.ToLower(name)
+		if lower != "" && lower != string(i.Spec.Name) && lower != string(i.ID) && !slices.Contains(i.Spec.DNSNames, lower) {
+			extra = append(extra, "CN="+name)
+		}
 	}
 	for _, name := range r.dnsNames {
 		if !slices.Contains(i.Spec.DNSNames, strings.ToLower(name)) {
@@ -150,7 +129,7 @@ func (r *Request) fits(i *imprint.Instance) error {
 	if len(extra) == 0 {
 		return nil
 	}
-	return imprint.Errorf(imprint.Invalid, "check", "certificate request", "it names what was not reserved for this machine: %s", clip(strings.Join(extra, ", "))).
+	return imprint.Errorf(imprint.Invalid, "enrol", i.Ref(), "the request names what was not reserved: %s", clip(strings.Join(extra, ", "))).
 		WithHint("ask for the reserved names or for none: the certificate gets all of them anyway")
 }
 
@@ -159,14 +138,18 @@ const maxQuoted = 200
 
 // clip makes foreign text fit for a line of a log.
 func clip(s string) string {
+	long := len(s) > maxQuoted
+	if long {
+		s = s[:maxQuoted]
+	}
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
 			return '?'
 		}
 		return r
 	}, strings.ToValidUTF8(s, "?"))
-	if len(s) > maxQuoted {
-		s = strings.ToValidUTF8(s[:maxQuoted], "") + "…"
+	if long {
+		s += "…"
 	}
 	return s
 }
