@@ -7,6 +7,8 @@
 # make setup   install what the tests need (Debian, through apt-get)
 
 GO ?= go
+# Where kmod and mke2fs are, which not every user's path has.
+export PATH := $(PATH):/usr/sbin:/sbin
 
 # Static, so that they run in any guest and on any host of their architecture.
 build: export CGO_ENABLED = 0

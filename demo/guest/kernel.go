@@ -108,14 +108,9 @@ func (k Kernel) Modules(ctx context.Context, names ...string) ([]string, error) 
 	return paths, nil
 }
 
-// run runs a program in dir and returns what it printed. The search path has
-// the administrator's directories, where kmod is.
+// run runs a program in dir and returns what it printed.
 func run(ctx context.Context, dir, name string, arg ...string) (string, error) {
-	path, err := exec.LookPath(name)
-	if err != nil {
-		path = filepath.Join("/usr/sbin", name)
-	}
-	cmd := exec.CommandContext(ctx, path, arg...)
+	cmd := exec.CommandContext(ctx, name, arg...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	var complaint strings.Builder
