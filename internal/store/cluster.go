@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"log/slog"
 	"net"
 	"net/url"
@@ -84,10 +83,17 @@ func OpenCluster(ctx context.Context, c Cluster) (*Store, error) {
 	}
 	kv := &etcd{client: client, timeout: orDefault(c.RequestTimeout, defaultRequestTimeout), shut: client.Close}
 	s := newStore(kv, prefix, nil)
-	if err := s.checkFormat(ctx, operand); err != nil {
-		return nil, errors.Join(err, client.Close())
+	for {
+		err := s.checkFormat(ctx, operand)
+		if err == nil {
+			return s, nil
+		}
+		// The cluster may be starting just now, too.
+		if imprint.KindOf(err) != imprint.Unavailable || sleep(ctx, watchPauseMin) != nil {
+			client.Close()
+			return nil, err
+		}
 	}
-	return s, nil
 }
 
 // checkEndpoints reports whether the endpoints speak TLS. Without it only this

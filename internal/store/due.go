@@ -16,8 +16,6 @@ const (
 	// the cluster renewed delays nothing for long.
 	alarmMin = time.Second
 	alarmMax = time.Minute
-
-	duePage = 1000 // reminders that one read fetches
 )
 
 // Due yields the instances whose [imprint.Change.WakeAt] has passed, starting
@@ -79,7 +77,7 @@ func (d *reminders) sweep(ctx context.Context) (next time.Time, revision int64, 
 	before := d.given
 	d.given = make(map[string]given)
 	for from, more := keys.wakes(), true; more; {
-		p, err := d.store.kv.read(ctx, query{key: from, end: after(keys.wakes()), limit: duePage, keysOnly: true})
+		p, err := d.store.kv.read(ctx, query{key: from, end: after(keys.wakes()), limit: indexPage, keysOnly: true})
 		if err != nil {
 			return time.Time{}, 0, err
 		}

@@ -53,6 +53,9 @@ const (
 	// goroutines may wait for each other for ever.
 	stopTimeout = 2 * time.Second
 
+	tickMillis = 20
+	logEntries = 2000 // that etcd keeps in its log beside its database
+
 	// socketFile is etcd's client socket in the data directory, for etcdctl.
 	socketFile = "etcd.sock"
 	lockFile   = "lock"
@@ -144,6 +147,11 @@ func (e *embedded) start(ctx context.Context) error {
 	// is but a name in its membership list.
 	cfg.ListenPeerUrls = nil
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	// Nor does it wait for any: short ticks make it ready sooner and its leases
+	// finer, and no follower needs old entries of its log, which the next start
+	// would have to read.
+	cfg.TickMs, cfg.ElectionMs = tickMillis, 10*tickMillis
+	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = logEntries, logEntries/20
 	socket := url.URL{Scheme: "unix", Path: e.dir.short(socketFile)}
 	cfg.ListenClientUrls = []url.URL{socket}
 	cfg.AdvertiseClientUrls = []url.URL{{Scheme: "unix", Path: "/" + socketFile}}

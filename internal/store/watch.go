@@ -83,6 +83,9 @@ func (s *Store) Watch(ctx context.Context, scope Scope, from int64) iter.Seq2[No
 // errStopped says that the reader of a sequence wants no more.
 var errStopped = errors.New("the reader stopped")
 
+// indexPage is how many entries of an index a list reads at a time.
+const indexPage = 10_000
+
 // watcher is one running Watch.
 type watcher struct {
 	store *Store
@@ -161,7 +164,7 @@ func (w *watcher) list(ctx context.Context, revision int64) error {
 	} else {
 		index := s.index(w.scope.Tenant, w.scope.Host)
 		for from := index; from != ""; {
-			p, err := s.kv.read(ctx, query{key: from, end: after(index), limit: MaxPage, revision: revision})
+			p, err := s.kv.read(ctx, query{key: from, end: after(index), limit: indexPage, revision: revision})
 			if err != nil {
 				return err
 			}
