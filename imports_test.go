@@ -29,15 +29,15 @@ var imports = []struct {
 
 	// Those who decide, and those who sign. They meet only in internal/cli.
 	{"internal/enrol", "imprint", ""},
-	{"internal/ca", "imprint", "golang.org/x/crypto golang.org/x/mod golang.org/x/sys github.com/transparency-dev/formats github.com/transparency-dev/merkle github.com/transparency-dev/tessera"},
-	{"internal/signer", "imprint", "golang.org/x/sys"},
+	{"internal/ca", "imprint", "golang.org/x/crypto golang.org/x/mod github.com/transparency-dev/formats github.com/transparency-dev/merkle github.com/transparency-dev/tessera"},
+	{"internal/signer", "imprint", ""},
 	{"internal/store", "imprint", "go.etcd.io/etcd go.uber.org/zap golang.org/x/sys google.golang.org/grpc"},
 
 	// Adapters: each speaks one protocol and never to each other at will.
-	{"internal/triton", "imprint", ""},
+	{"internal/triton", "imprint", "golang.org/x/time"},
 	{"internal/host", "imprint internal/dialect internal/keybox internal/triton", "golang.org/x/sys"},
 	{"internal/est", "imprint", "github.com/smallstep/pkcs7 golang.org/x/time"},
-	{"internal/platform/qemu", "imprint", "golang.org/x/sys"},
+	{"internal/platform/qemu", "imprint", ""},
 
 	// The operator's side.
 	{"api", "imprint", ""},
@@ -46,7 +46,8 @@ var imports = []struct {
 	// The guest's side: its list of third parties is short enough to read aloud.
 	{"internal/guest", "imprint internal/keybox internal/triton", "golang.org/x/sys"},
 
-	// All wiring.
+	// All wiring: the server's roles, and the verbs.
+	{"internal/daemon", "*", "*"},
 	{"internal/cli", "*", "*"},
 	{"cmd/imprint", "internal/cli", ""},
 	{"cmd/imprint-agent", "internal/guest", ""},
