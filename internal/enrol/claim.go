@@ -22,6 +22,7 @@ const (
 type attempt struct {
 	imprint.Submission
 	req    *Request
+	flaw   error // why the request can never be granted, or nil; then req has no key
 	now    time.Time
 	serial imprint.Serial // fresh, for the certificate if it comes to one
 }
@@ -43,6 +44,9 @@ func claim(i *imprint.Instance, a *attempt) (imprint.Change, error) {
 	tier, err := evidence(i, a)
 	if err != nil {
 		return refused(err)
+	}
+	if a.flaw != nil {
+		return refused(a.flaw)
 	}
 	change, err := ended(i, a.now)
 	switch {
@@ -66,8 +70,8 @@ func claim(i *imprint.Instance, a *attempt) (imprint.Change, error) {
 // claimed key is enough to repeat a request; any other key needs more.
 func evidence(i *imprint.Instance, a *attempt) (imprint.Tier, error) {
 	first := i.Enrolment.Claim
-	if _, ok := imprint.ChannelOf(a.Channel); !ok {
-		return 0, imprint.Errorf(imprint.Invalid, "enrol", i.Ref(), "unknown channel %q", a.Channel)
+	if ch, ok := imprint.ChannelOf(a.Channel); !ok || !ch.Upward {
+		return 0, imprint.Errorf(imprint.Invalid, "enrol", i.Ref(), "no request comes up channel %q", a.Channel)
 	}
 	switch {
 	case a.Witness != "":
@@ -152,13 +156,17 @@ func repeat(i *imprint.Instance, a *attempt) (imprint.Change, error) {
 	if !renewalDue(e, a.now) {
 		return imprint.Change{Keep: true}, nil
 	}
+	var change imprint.Change
+	if issuing(e) { // nobody has this one, but it may be signed and on the issuance log
+		change.Revoke = revocation(nil, e.Claim.Serial, e.Claim.NotAfter, a.now, reasonSuperseded)
+	}
 	next := *e.Claim
 	fix(&next, i, a.serial, a.now)
 	if a.SSHHost != "" && a.Witness != "" { // it is not covered by the request's signature
 		next.SSHHost = a.SSHHost
 	}
 	e.Claim = &next
-	return imprint.Change{}, nil
+	return change, nil
 }
 
 // contest ends an enrolment that two keys want.

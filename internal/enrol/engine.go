@@ -88,17 +88,17 @@ const maxRounds = 4
 // elsewhere, NotFound; and what Store and Issuer fail with. With Pending and
 // Contested the instance is returned too.
 func (e *Engine) Enrol(ctx context.Context, s imprint.Submission) (*imprint.Instance, error) {
-	req, err := ParseRequest(s.CSR)
-	if err == nil && s.SSHHost != "" {
-		s.SSHHost, err = parseSSHHost(s.SSHHost)
+	req, flaw := ParseRequest(s.CSR)
+	if flaw == nil && s.SSHHost != "" {
+		s.SSHHost, flaw = parseSSHHost(s.SSHHost)
 	}
-	if err != nil {
-		return nil, e.note(ctx, &s, err)
+	if flaw != nil {
+		req = &Request{}
 	}
 	for range maxRounds {
 		// A serial number is for one round: what was signed under it and lost a
 		// race must not have a namesake.
-		a := &attempt{Submission: s, req: req, now: e.Now(), serial: imprint.NewSerial()}
+		a := &attempt{Submission: s, req: req, flaw: flaw, now: e.Now(), serial: imprint.NewSerial()}
 		inst, err := e.move(ctx, s.Instance, func(i *imprint.Instance) (imprint.Change, error) { return claim(i, a) })
 		if err != nil && imprint.KindOf(err) == imprint.Exists {
 			return nil, e.note(ctx, &s, imprint.Errorf(imprint.Conflict, "enrol", string(s.Instance), "this public key already belongs to another machine or generation").

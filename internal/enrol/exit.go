@@ -79,25 +79,28 @@ func pending(i *imprint.Instance) error {
 // revocations takes back every certificate of a generation that has not ended,
 // and the one that may be being signed at this moment.
 func revocations(e *imprint.Enrolment, now time.Time, reason int) []imprint.Revocation {
-	var list []imprint.Revocation
-	add := func(s imprint.Serial, notAfter time.Time) {
-		if now.Before(notAfter) {
-			list = append(list, imprint.Revocation{Serial: s, At: now.UTC().Truncate(time.Second), NotAfter: notAfter, Reason: reason})
-		}
-	}
 	if !e.State.Open() {
 		return nil // whatever there was is revoked already
 	}
+	var list []imprint.Revocation
 	for _, l := range e.Earlier {
-		add(l.Serial, l.NotAfter)
+		list = revocation(list, l.Serial, l.NotAfter, now, reason)
 	}
 	if c := e.Certificate; c != nil {
-		add(c.Serial, c.NotAfter)
+		list = revocation(list, c.Serial, c.NotAfter, now, reason)
 	}
 	if issuing(e) {
-		add(e.Claim.Serial, e.Claim.NotAfter)
+		list = revocation(list, e.Claim.Serial, e.Claim.NotAfter, now, reason)
 	}
 	return list
+}
+
+// revocation adds the entry for serial to list, unless it has ended by itself.
+func revocation(list []imprint.Revocation, serial imprint.Serial, notAfter, now time.Time, reason int) []imprint.Revocation {
+	if !now.Before(notAfter) {
+		return list
+	}
+	return append(list, imprint.Revocation{Serial: serial, At: now.UTC().Truncate(time.Second), NotAfter: notAfter, Reason: reason})
 }
 
 // event makes an event with the pairs of details whose value is not empty.

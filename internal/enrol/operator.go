@@ -107,6 +107,8 @@ func approve(i *imprint.Instance, by string, now time.Time) (imprint.Change, err
 	e := &i.Enrolment
 	keep := imprint.Change{Keep: true}
 	switch {
+	case by == "": // or else it would go on waiting
+		return keep, imprint.Errorf(imprint.Invalid, "approve", i.Ref(), "nobody is named who consents")
 	case e.Claim == nil || !e.State.Open() || !e.Claim.NeedsApproval:
 		return keep, imprint.Errorf(imprint.Conflict, "approve", i.Ref(), "nothing waits for approval; it is %s", e.State)
 	case !waits(e.Claim):

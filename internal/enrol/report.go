@@ -56,8 +56,8 @@ func mayReport(i *imprint.Instance, r *imprint.Report, now time.Time) error {
 	switch {
 	case !ok:
 		return imprint.Errorf(imprint.Invalid, "report", i.Ref(), "unknown channel %q", r.Channel)
-	case r.Witness != "" && r.Witness == i.Spec.Host && !ch.Live:
-		return nil // the host itself put the payload on a medium
+	case r.Witness != "" && r.Witness == i.Spec.Host && !ch.Live && r.Kind == imprint.ReportDelivered:
+		return nil // the host itself put the payload on a medium, which carries nothing back
 	case r.Witness != "":
 		return witnessed(i, r.Channel, r.Witness)
 	case r.Serial != "" && holds(&i.Enrolment, r.Serial, now):
@@ -103,7 +103,7 @@ func confirmed(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.C
 	}
 	proof := "signature"
 	switch {
-	case r.Serial != "" && holds(e, r.Serial, now):
+	case r.Serial != "" && r.Witness == "": // mayReport found that it is held; a host may not say so
 		proof = "certificate " + string(r.Serial)
 	case !verify(e.Claim.PublicKey, imprint.ConfirmationMessage(i.ID, i.Generation, e.Certificate.DER), r.Data):
 		return imprint.Change{}, imprint.Errorf(imprint.Invalid, "confirm", i.Ref(), "the enrolled key did not sign the receipt of certificate %s", e.Certificate.Serial).

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode"
 
 	"imprint"
 )
@@ -39,7 +40,7 @@ func ParseRequest(der []byte) (*Request, error) {
 	}
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
-		return nil, unreadable("it is not a PKCS #10 request in DER: %w", err)
+		return nil, unreadable("it is not a PKCS #10 request in DER: %s", clip(err.Error()))
 	}
 	// The key first: its size bounds what checking the signature costs.
 	if err := checkKey(csr.PublicKey, csr.RawSubjectPublicKeyInfo); err != nil {
@@ -103,13 +104,13 @@ func unreadable(format string, args ...any) *imprint.Error {
 func (r *Request) fits(i *imprint.Instance) error {
 	var extra []string
 	for _, name := range r.commonNames {
-		lower := strings.ToLower(name)
+		lower := lowerASCII(name)
 		if lower != "" && lower != string(i.Spec.Name) && lower != string(i.ID) && !slices.Contains(i.Spec.DNSNames, lower) {
 			extra = append(extra, "CN="+name)
 		}
 	}
 	for _, name := range r.dnsNames {
-		if !slices.Contains(i.Spec.DNSNames, strings.ToLower(name)) {
+		if !slices.Contains(i.Spec.DNSNames, lowerASCII(name)) {
 			extra = append(extra, name)
 		}
 	}
@@ -133,17 +134,29 @@ func (r *Request) fits(i *imprint.Instance) error {
 		WithHint("ask for the reserved names or for none: the certificate gets all of them anyway")
 }
 
+// lowerASCII folds case as the DNS does (RFC 4343): of ASCII letters only, so
+// that the Kelvin sign is not a k.
+func lowerASCII(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}, s)
+}
+
 // maxQuoted is how many bytes of a guest's text go into an error or an event.
 const maxQuoted = 200
 
-// clip makes foreign text fit for a line of a log.
+// clip makes foreign text fit for a line of a log or a terminal: short, and
+// without controls, those of C1 and of writing direction included.
 func clip(s string) string {
 	long := len(s) > maxQuoted
 	if long {
 		s = s[:maxQuoted]
 	}
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsPrint(r) {
 			return '?'
 		}
 		return r
