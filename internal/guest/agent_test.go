@@ -45,7 +45,7 @@ func newMachine(t *testing.T, host *fakeHost) *machine {
 	t.Cleanup(func() { os.RemoveAll(root) })
 	m := &machine{t: t, root: root, host: host, now: epoch}
 	if host != nil {
-		m.sources = []source{hostSource{host, "virtio port " + PortName}}
+		m.sources = []source{hostSource{host: host, name: "virtio port " + PortName}}
 	}
 	return m
 }

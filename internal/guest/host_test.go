@@ -288,6 +288,9 @@ func (h *fakeHost) close() error {
 type hostSource struct {
 	host *fakeHost
 	name string
+	// cut is after how many bytes of the host's the next channel ends, as when
+	// the host is restarted; nil or 0 is never.
+	cut *int
 }
 
 func (s hostSource) String() string { return s.name }
@@ -299,7 +302,11 @@ func (s hostSource) Try(ctx context.Context) (*finding, error) {
 		defer close(done)
 		triton.Serve(context.Background(), there, s.host, triton.Options{Requests: 1e6, Bytes: 1e9})
 	}()
-	return greet(ctx, s.name, &servedConn{here, there, done})
+	conn := &servedConn{Conn: here, there: there, done: done}
+	if s.cut != nil {
+		conn.left, *s.cut = *s.cut, 0
+	}
+	return greet(ctx, s.name, conn)
 }
 
 // servedConn waits for its server when it is closed.
@@ -307,6 +314,18 @@ type servedConn struct {
 	net.Conn
 	there net.Conn
 	done  chan struct{}
+	left  int // bytes until the channel ends, if that was not 0 at first
+}
+
+func (c *servedConn) Read(b []byte) (int, error) {
+	if c.left == 0 {
+		return c.Conn.Read(b)
+	}
+	n, err := c.Conn.Read(b[:min(len(b), c.left)])
+	if c.left -= n; c.left == 0 {
+		c.there.Close()
+	}
+	return n, err
 }
 
 func (c *servedConn) Close() error {

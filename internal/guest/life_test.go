@@ -208,7 +208,7 @@ func TestWaitsUntilTheHostIsThere(t *testing.T) {
 	host := newFakeHost(t)
 	m := newMachine(t, host)
 	away := 5
-	m.sources = []source{vanishingSource{hostSource{host, "port"}, &away}}
+	m.sources = []source{vanishingSource{hostSource{host: host, name: "port"}, &away}}
 	a := m.agent()
 	a.o.Wait = time.Minute
 	if err := m.run(a); err != nil {
@@ -248,6 +248,25 @@ func TestAHostWithoutControlPlaneIsAskedAgain(t *testing.T) {
 	}
 }
 
+func TestAChannelThatIsCutIsOpenedAgain(t *testing.T) {
+	t.Parallel()
+	for cut := 1000; cut < 5200; cut += 300 { // the whole enrolment has some 5 KB from the host
+		host := newFakeHost(t)
+		m := newMachine(t, host)
+		m.sources = []source{hostSource{host: host, name: "port", cut: &cut}}
+		a := m.agent()
+		a.o.Wait = time.Minute
+		at := cut
+		if err := m.run(a); err != nil {
+			t.Fatalf("cut after %d bytes: %v\n%s", at, err, m.said())
+		}
+		if host.state != imprint.Closed || host.issued != 1 {
+			t.Errorf("cut after %d bytes: %s after %d certificates", at, host.state, host.issued)
+		}
+		cut = at
+	}
+}
+
 func TestAnEnrolledMachineOutlivesOutages(t *testing.T) {
 	t.Parallel()
 	host := newFakeHost(t)
@@ -256,7 +275,7 @@ func TestAnEnrolledMachineOutlivesOutages(t *testing.T) {
 	cert := m.read("etc/imprint/cert.pem")
 
 	away := 3
-	m.sources = []source{vanishingSource{hostSource{host, "port"}, &away}}
+	m.sources = []source{vanishingSource{hostSource{host: host, name: "port"}, &away}}
 	a := m.agent()
 	usable := 0
 	a.o.Enrolled = func() {

@@ -45,7 +45,8 @@ type metadata interface {
 const askAgain = "ask again later"
 
 // liveHost is a [triton.Client] whose host can say that it was no refusal: its
-// control plane is away. Such failures are of kind [imprint.Unavailable].
+// control plane is away. Such failures, and a stream that ended, are of kind
+// [imprint.Unavailable].
 type liveHost struct{ client *triton.Client }
 
 func (h liveHost) Get(ctx context.Context, key string) ([]byte, error) {
@@ -59,8 +60,11 @@ func (h liveHost) Put(ctx context.Context, key string, value []byte) error {
 
 func maybeLater(err error) error {
 	var sentence triton.Failure
-	if errors.As(err, &sentence) && strings.HasSuffix(string(sentence), askAgain) {
+	switch {
+	case errors.As(err, &sentence) && strings.HasSuffix(string(sentence), askAgain):
 		return imprint.Errorf(imprint.Unavailable, "ask", "the host", "%w", sentence)
+	case imprint.KindOf(err) == imprint.Conflict: // from triton.Once
+		return imprint.Errorf(imprint.Unavailable, "ask", "the host", "the channel was cut")
 	}
 	return err
 }

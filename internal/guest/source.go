@@ -57,16 +57,18 @@ func greet(ctx context.Context, name string, conn io.ReadWriteCloser) (*finding,
 	// A stream that ends is not opened again here: the agent then looks for the
 	// payload anew, and finds out who is at the other end now.
 	client := triton.NewClient(triton.Once(conn), triton.ClientOptions{})
-	payload, err := client.Get(ctx, keyPayload)
+	host := liveHost{client}
+	payload, err := host.Get(ctx, keyPayload)
 	if err != nil {
 		client.Close()
 		conn.Close()
-		if imprint.KindOf(err) == imprint.Unavailable {
+		var said triton.Failure
+		if imprint.KindOf(err) == imprint.Unavailable && !errors.As(err, &said) {
 			err = imprint.Errorf(imprint.Unavailable, "ask", name, "nobody answers at the host's end")
 		}
 		return nil, err
 	}
-	return &finding{source: name, payload: payload, live: liveHost{client}, conn: client}, nil
+	return &finding{source: name, payload: payload, live: host, conn: client}, nil
 }
 
 // Pauses between two rounds over all sources.
