@@ -257,3 +257,29 @@ func testRace(t *testing.T, s *Store) {
 		}
 	}
 }
+
+// testStale has one server change an instance that another one remembers: what
+// the other one answers without writing is decided on the newest record.
+func testStale(t *testing.T, s *Store) {
+	second := *s
+	second.recent = new(recent)
+	i := create(t, s, "stale")
+	update(t, &second, i.ID, to(imprint.Delivered, imprint.EventDelivered))
+	kept := update(t, s, i.ID, func(*imprint.Instance) (imprint.Change, error) { return imprint.Change{Keep: true}, nil })
+	if kept.Enrolment.State != imprint.Delivered {
+		t.Errorf("kept an instance in state %s, want delivered", kept.Enrolment.State)
+	}
+	update(t, s, i.ID, to(imprint.Claimed, imprint.EventClaimed))
+	_, err := second.Update(t.Context(), i.ID, func(i *imprint.Instance) (imprint.Change, error) {
+		return imprint.Change{}, errors.New(string(i.Enrolment.State))
+	})
+	if err == nil || err.Error() != string(imprint.Claimed) {
+		t.Errorf("refused in state %v, want claimed", err)
+	}
+	none := func(*imprint.Instance) (imprint.Change, error) { return imprint.Change{}, nil }
+	if err := second.Delete(t.Context(), i.ID, none); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Update(t.Context(), i.ID, none)
+	wantKind(t, err, imprint.NotFound)
+}

@@ -60,6 +60,7 @@ var conformance = []struct {
 	{"documents", testDocuments},
 	{"concurrent updates all count", testConcurrent},
 	{"two servers race for one instance", testRace},
+	{"answers without a write are confirmed", testStale},
 	{"watch by scope", testWatchScopes},
 	{"watch resumes", testWatchResume},
 	{"a slow watcher delays nobody", testWatchSlow},
