@@ -1,0 +1,3 @@
+package enrol_test
+
+const sshEd25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPlv8yW0vGDSCmeKLqiFZ2nDcVFkzgDYPjcRfrhwEQQF"
