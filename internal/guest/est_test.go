@@ -386,7 +386,9 @@ func FuzzCertsOnly(f *testing.F) {
 func FuzzParams(f *testing.F) {
 	f.Add([]byte(`[{"name":"db-url","visibility":"private","available":true}]`))
 	f.Add([]byte(`[{"name":"../../etc/shadow"}]`))
-	f.Add([]byte(`[{"name":".x"},{"name":""}]`))
+	f.Add([]byte(`[{"name":".."}]`))
+	f.Add([]byte(`[{"name":".new"}]`))
+	f.Add([]byte(`[{"name":""}]`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		params, err := parseParams(b)
 		if err != nil {
