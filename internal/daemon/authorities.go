@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"log/slog"
 	"reflect"
 	"slices"
@@ -27,10 +26,8 @@ const (
 	clockSkew        = time.Hour // backdating, for peers whose clock is behind
 )
 
-// documents is where CA material is kept.
-type documents interface {
-	Document(ctx context.Context, name string) (data []byte, revision int64, err error)
-	PutDocument(ctx context.Context, name string, data []byte, revision int64) error
+// revocations is where the store keeps what was revoked.
+type revocations interface {
 	Revocations(ctx context.Context, tenant imprint.TenantName) ([]imprint.Revocation, error)
 }
 
@@ -39,6 +36,8 @@ type sealer interface {
 	Seal(value imprint.Secret, context string) ([]byte, error)
 	Open(blob []byte, context string) (imprint.Secret, error)
 	Rewrap(blob []byte, context string) (out []byte, changed bool, err error)
+	// Reload looks whether another server changed the keys.
+	Reload() error
 }
 
 // custody finds the keys that sign for a tenant.
@@ -60,7 +59,11 @@ type caDocument struct {
 	SSH      []byte             `json:"sshKey,omitempty"`
 }
 
-func (d *caDocument) name() string { return "ca/" + string(d.Tenant) }
+// tenantsDocument lists the tenants that ever had an authority: their keys are
+// sealed in the store also while the configuration does not name them.
+const tenantsDocument = "ca"
+
+func (d *caDocument) name() string { return tenantsDocument + "/" + string(d.Tenant) }
 
 // sealContext says whose key a sealed blob is.
 func (d *caDocument) sealContext(key string) string { return d.name() + "/" + key }
@@ -68,6 +71,7 @@ func (d *caDocument) sealContext(key string) string { return d.name() + "/" + ke
 // authorities are the certificate authorities of all tenants.
 type authorities struct {
 	docs    documents
+	revoked revocations
 	keys    sealer
 	custody custody
 	log     ca.Appender
@@ -102,6 +106,16 @@ func (a *authorities) open(ctx context.Context, profiles []ca.Profile) error {
 }
 
 func (a *authorities) openTenant(ctx context.Context, p ca.Profile) error {
+	err := editDocument(ctx, a.docs, tenantsDocument, func(names *[]imprint.TenantName) (bool, error) {
+		if slices.Contains(*names, p.Tenant.Name) {
+			return false, nil
+		}
+		*names = append(*names, p.Tenant.Name)
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
 	for {
 		doc, revision, err := a.document(ctx, p.Tenant.Name)
 		switch {
@@ -124,14 +138,8 @@ func (a *authorities) openTenant(ctx context.Context, p ca.Profile) error {
 // document reads what the store has of a tenant's authority.
 func (a *authorities) document(ctx context.Context, name imprint.TenantName) (*caDocument, int64, error) {
 	doc := &caDocument{Tenant: name}
-	data, revision, err := a.docs.Document(ctx, doc.name())
-	if err != nil {
-		return nil, 0, err
-	}
-	if err := json.Unmarshal(data, doc); err != nil {
-		return nil, 0, imprint.Errorf(imprint.Internal, "read", doc.name(), "%w", err)
-	}
-	return doc, revision, nil
+	revision, err := readDocument(ctx, a.docs, doc.name(), doc)
+	return doc, revision, err
 }
 
 // reload opens a tenant's authority again after its document changed.
@@ -141,14 +149,6 @@ func (a *authorities) reload(ctx context.Context, name imprint.TenantName) error
 		return err
 	}
 	return a.use(ctx, doc)
-}
-
-func (a *authorities) save(ctx context.Context, doc *caDocument, revision int64) error {
-	data, err := json.Marshal(doc)
-	if err != nil {
-		return imprint.Errorf(imprint.Internal, "write", doc.name(), "%w", err)
-	}
-	return a.docs.PutDocument(ctx, doc.name(), data, revision)
 }
 
 func (a *authorities) create(ctx context.Context, p ca.Profile) error {
@@ -172,7 +172,7 @@ func (a *authorities) create(ctx context.Context, p ca.Profile) error {
 	if err != nil {
 		return err
 	}
-	return a.save(ctx, doc, 0)
+	return writeDocument(ctx, a.docs, doc.name(), doc, 0)
 }
 
 // reissue certifies the issuing key for p under the root key, which is rootKey
@@ -199,10 +199,13 @@ func (a *authorities) reissue(ctx context.Context, doc *caDocument, revision int
 	if doc.Material, err = ca.Reissue(doc.Material, p, root, keys.Issuing.Public(), a.now()); err != nil {
 		return err
 	}
-	return a.save(ctx, doc, revision)
+	return writeDocument(ctx, a.docs, doc.name(), doc, revision)
 }
 
 func (a *authorities) use(ctx context.Context, doc *caDocument) error {
+	if err := a.checkClock(ctx, doc); err != nil {
+		return err
+	}
 	keys, err := a.custody.Keys(ctx, doc)
 	if err != nil {
 		return err
@@ -217,6 +220,34 @@ func (a *authorities) use(ctx context.Context, doc *caDocument) error {
 		a.byTenant = map[imprint.TenantName]*authority{}
 	}
 	a.byTenant[doc.Tenant] = &authority{Authority: opened, doc: doc}
+	return nil
+}
+
+// checkClock refuses to work outside the root's life: the clock is wrong then,
+// and reservations would expire and revocations be dropped by it. A clock that
+// is only outside the issuing CA's life may be right.
+func (a *authorities) checkClock(ctx context.Context, doc *caDocument) error {
+	now := a.now()
+	root, err := x509.ParseCertificate(doc.Material.Root)
+	if err != nil {
+		return imprint.Errorf(imprint.Internal, "read", "root of tenant "+string(doc.Tenant), "%w", err)
+	}
+	if now.Before(root.NotBefore) || now.After(root.NotAfter) {
+		return imprint.Errorf(imprint.Unavailable, "use", "root of tenant "+string(doc.Tenant), "the clock says %s, and the root is valid from %s to %s",
+			now.UTC().Format(time.DateTime), root.NotBefore.Format(time.DateTime), root.NotAfter.Format(time.DateTime)).
+			WithHint("set this machine's clock; nothing was changed")
+	}
+	if len(doc.Material.Issuing) == 0 {
+		return nil // ca.Open says so
+	}
+	issuing, err := x509.ParseCertificate(doc.Material.Issuing[0])
+	if err != nil {
+		return imprint.Errorf(imprint.Internal, "read", "issuing CA of tenant "+string(doc.Tenant), "%w", err)
+	}
+	if now.Before(issuing.NotBefore) || now.After(issuing.NotAfter) {
+		a.logger.ErrorContext(ctx, "the issuing CA is not valid now: set the clock, or run imprint ca reissue", "tenant", doc.Tenant,
+			"notBefore", issuing.NotBefore, "notAfter", issuing.NotAfter)
+	}
 	return nil
 }
 
@@ -288,7 +319,7 @@ func (a *authorities) CRL(ctx context.Context, name imprint.TenantName) ([]byte,
 	if err != nil {
 		return nil, err
 	}
-	revoked, err := a.docs.Revocations(ctx, name)
+	revoked, err := a.revoked.Revocations(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -345,14 +376,13 @@ func (a *authorities) Identify(leaf *x509.Certificate) (imprint.Identity, error)
 
 // rewrap gives every sealed key to the present key-encryption key.
 func (a *authorities) rewrap(ctx context.Context) error {
-	a.mu.RLock()
-	tenants := make([]imprint.TenantName, 0, len(a.byTenant))
-	for name := range a.byTenant {
-		tenants = append(tenants, name)
+	var tenants []imprint.TenantName
+	if _, err := readDocument(ctx, a.docs, tenantsDocument, &tenants); err != nil {
+		return err
 	}
-	a.mu.RUnlock()
 	for _, name := range tenants {
-		if err := a.change(ctx, name, a.rewrapDocument); err != nil {
+		err := a.change(ctx, name, a.rewrapDocument)
+		if err != nil && imprint.KindOf(err) != imprint.NotFound { // no authority yet
 			return err
 		}
 	}
@@ -373,21 +403,18 @@ func (a *authorities) rewrapDocument(doc *caDocument) error {
 	return nil
 }
 
-// change rewrites a tenant's document, again if another server was quicker.
+// change rewrites a tenant's document and goes on with it if the tenant is served.
+// Kind: NotFound if there is no document.
 func (a *authorities) change(ctx context.Context, name imprint.TenantName, edit func(*caDocument) error) error {
-	for {
-		doc, revision, err := a.document(ctx, name)
-		if err != nil {
-			return err
+	doc := &caDocument{Tenant: name}
+	err := editDocument(ctx, a.docs, doc.name(), func(doc *caDocument) (bool, error) {
+		if doc.Tenant == "" {
+			return false, imprint.Errorf(imprint.NotFound, "find", "CA of tenant "+string(name), "there is none")
 		}
-		if err := edit(doc); err != nil {
-			return err
-		}
-		if err := a.save(ctx, doc, revision); imprint.KindOf(err) != imprint.Conflict {
-			if err == nil {
-				err = a.reload(ctx, name)
-			}
-			return err
-		}
+		return true, edit(doc)
+	})
+	if _, unknown := a.tenant(name); err != nil || unknown != nil {
+		return err
 	}
+	return a.reload(ctx, name)
 }

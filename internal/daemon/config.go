@@ -282,6 +282,19 @@ func (s *Settings) Tenant(name imprint.TenantName) (imprint.Tenant, error) {
 		WithHint("add it under tenants and restart the server")
 }
 
+// Named returns the configuration with the names that its fields have in a file.
+func (c Config) Named() (map[string]any, error) {
+	named := map[string]any{}
+	b, err := yaml.Marshal(c)
+	if err == nil {
+		err = yaml.Unmarshal(b, &named)
+	}
+	if err != nil {
+		return nil, imprint.Errorf(imprint.Internal, "write", "configuration", "%w", err)
+	}
+	return named, nil
+}
+
 // ExampleConfig shows every field and its default.
 const ExampleConfig = `# imprint serve --config FILE. Every line shows its default; leave out what you do not change.
 
@@ -299,8 +312,8 @@ const ExampleConfig = `# imprint serve --config FILE. Every line shows its defau
 checkIn:                              # EST, for machines whose payload came one way
   listen: ""                          # ":8443", say; "" switches it off
   urls: []                            # what payloads name; default https://CHECKIN:PORT
-  # perAddress: 5                     # requests a second from one address
-  # total: 500                        # requests a second altogether
+  # perAddress: 20                    # requests a second from one address
+  # total: 5000                       # requests a second altogether
 
 api:                                  # the control API over TCP; off by default
   listen: ""

@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/x509"
-	"encoding/json"
 	"slices"
 
 	"golang.org/x/crypto/ssh"
@@ -63,15 +62,12 @@ func (c *signerCustody) Keys(ctx context.Context, doc *caDocument) (ca.Keys, err
 	taken := map[imprint.KeyID]bool{}
 	for _, t := range c.tenants {
 		other := caDocument{Tenant: t.Name}
-		data, _, err := c.docs.Document(ctx, other.name())
-		if imprint.KindOf(err) == imprint.NotFound && err != nil {
+		_, err := readDocument(ctx, c.docs, other.name(), &other)
+		if imprint.KindOf(err) == imprint.NotFound {
 			continue
 		}
 		if err != nil {
 			return ca.Keys{}, err
-		}
-		if err := json.Unmarshal(data, &other); err != nil {
-			return ca.Keys{}, imprint.Errorf(imprint.Internal, "read", other.name(), "%w", err)
 		}
 		keys, err := c.existing(&other.Material)
 		if err != nil {

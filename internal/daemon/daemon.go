@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -32,10 +31,20 @@ import (
 // revocationSweep is how often revocations of ended certificates are forgotten.
 const revocationSweep = 6 * time.Hour
 
+// Options are what a server needs besides its settings.
+type Options struct {
+	Version string           // shown to clients
+	Logger  *slog.Logger     // nil discards
+	Now     func() time.Time // nil is time.Now; deadlines on the wire are real time always
+	// Serving is called once when all listeners are open; nil is nothing.
+	Serving func()
+}
+
 // Daemon is a server with all its roles.
 type Daemon struct {
+	Options
 	settings    *Settings
-	logger      *slog.Logger
+	metrics     *metrics
 	keys        *seal.File
 	store       *store.Store
 	log         *ca.Log
@@ -50,24 +59,33 @@ type Daemon struct {
 }
 
 // Open opens everything that a server needs, without listening anywhere.
-// Whoever gets a Daemon calls Run or Close. version is shown to clients.
-func Open(ctx context.Context, s *Settings, version string, logger *slog.Logger) (_ *Daemon, err error) {
-	d := &Daemon{settings: s, logger: logger}
+// Whoever gets a Daemon calls Run or Close.
+func Open(ctx context.Context, s *Settings, o Options) (_ *Daemon, err error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	d := &Daemon{Options: o, settings: s, metrics: newMetrics()}
 	defer func() {
 		if err != nil {
 			d.Close()
 		}
 	}()
+	if err := checkClock(o.Now()); err != nil {
+		return nil, err
+	}
 	if err := keepOutOfCoreFiles(); err != nil {
 		return nil, err
 	}
 	if err := makeDirs(s); err != nil {
 		return nil, err
 	}
-	if d.store, err = openStore(ctx, s, logger); err != nil {
+	if d.store, err = openStore(ctx, s, o.Logger); err != nil {
 		return nil, err
 	}
-	if d.keys, err = seal.OpenFile(s.KeyFile); err != nil {
+	if d.keys, err = openKeys(ctx, d.store, s.KeyFile); err != nil {
 		return nil, err
 	}
 	if err := d.openLog(ctx); err != nil {
@@ -77,7 +95,7 @@ func Open(ctx context.Context, s *Settings, version string, logger *slog.Logger)
 		return nil, err
 	}
 	d.engine = enrol.New(enrol.Config{
-		Store: d.store, Issuer: d.authorities, Now: time.Now, Logger: logger,
+		Store: d.store, Issuer: measuredIssuer{d.authorities, d.metrics}, Now: o.Now, Logger: o.Logger,
 	})
 	d.values = &values{store: d.store, keys: d.keys, secrets: host.NewSecrets()}
 	if err := d.openHost(); err != nil {
@@ -86,7 +104,21 @@ func Open(ctx context.Context, s *Settings, version string, logger *slog.Logger)
 	if err := d.openCheckIn(ctx); err != nil {
 		return nil, err
 	}
-	return d, d.openServer(version)
+	return d, d.openServer()
+}
+
+// earliest is the start of 2026 in seconds since 1970, before this program was
+// written: a clock that says less is wrong.
+const earliest = 1767225600
+
+// checkClock refuses a clock with which everything that is made would be wrong,
+// as that of a machine without a battery.
+func checkClock(now time.Time) error {
+	if now.Unix() < earliest {
+		return imprint.Errorf(imprint.Unavailable, "start", "server", "the clock says %s, which is in the past", now.UTC().Format(time.DateTime)).
+			WithHint("set this machine's clock, or wait until it was set over the network")
+	}
+	return nil
 }
 
 // keepOutOfCoreFiles makes sure that a crash does not write values to a disk.
@@ -129,14 +161,14 @@ func (d *Daemon) openLog(ctx context.Context) error {
 		return err
 	}
 	d.logKey = verifier
-	d.log, err = ca.OpenLog(ctx, ca.LogConfig{Dir: d.logDir(), Key: key, Now: time.Now, Logger: d.logger})
+	d.log, err = ca.OpenLog(ctx, ca.LogConfig{Dir: d.logDir(), Key: key, Now: d.Now, Logger: d.Logger})
 	return err
 }
 
 func (d *Daemon) logDir() string { return filepath.Join(d.settings.Data, "log") }
 
 func (d *Daemon) openAuthorities(ctx context.Context) error {
-	d.authorities = &authorities{docs: d.store, keys: d.keys, log: d.log, logger: d.logger, now: time.Now}
+	d.authorities = &authorities{docs: d.store, revoked: d.store, keys: d.keys, log: d.log, logger: d.Logger, now: d.Now}
 	d.authorities.custody = sealedCustody{d.keys}
 	if d.settings.Signer != "" {
 		d.signer = signer.NewClient(d.settings.Signer)
@@ -154,8 +186,8 @@ func (d *Daemon) openHost() error {
 	d.host, err = host.New(host.Config{
 		Name: name, RunDir: d.settings.Run, Owner: owner,
 		Instances: placements{d.store, name},
-		Control:   d.engine, Params: d.values, Secrets: d.values.secrets,
-		Facts: d.facts().of, Logger: d.logger,
+		Control:   d.measuredEngine(), Params: d.values, Secrets: d.values.secrets,
+		Facts: d.facts().of, Logger: d.Logger, Now: d.Now,
 	})
 	return err
 }
@@ -179,8 +211,8 @@ func (d *Daemon) openCheckIn(ctx context.Context) error {
 		limits.TotalRate, limits.TotalBurst = r, max(int(r), 1)
 	}
 	d.checkIn, err = est.New(est.Config{
-		Engine: d.engine, Instances: d.store, Authority: d.authorities, Values: d.values,
-		Tenants: tenants, Logger: d.logger, Limits: limits,
+		Engine: d.measuredEngine(), Instances: d.store, Authority: d.authorities, Values: d.values,
+		Tenants: tenants, Logger: d.Logger, Limits: limits, Now: d.Now, Observe: d.metrics.checkIn,
 	})
 	return err
 }
@@ -206,32 +238,33 @@ func (d *Daemon) endpoints(ctx context.Context) ([]est.Tenant, error) {
 	return list, nil
 }
 
-func (d *Daemon) openServer(version string) error {
+func (d *Daemon) openServer() error {
 	s := d.settings
-	registry := &registry{settings: s, store: d.store, engine: d.engine, values: d.values, logger: d.logger, now: time.Now}
+	d.metrics.observe(d)
+	registry := &registry{settings: s, store: d.store, engine: d.engine, values: d.values, logger: d.Logger, now: d.Now}
 	var err error
 	d.server, err = server.New(server.Config{
 		Instances:   instances{d.store},
 		Registry:    registry,
 		Decisions:   d.engine,
-		Credentials: &credentials{engine: d.engine, store: d.store, facts: d.facts(), now: time.Now},
+		Credentials: &credentials{engine: d.engine, store: d.store, facts: d.facts(), now: d.Now},
 		Params:      &params{values: d.values, store: d.store, host: d.host},
 		Pipes:       pipes{d.host},
 		Watcher:     watcher{d.store},
 		Authorities: trust{d.authorities},
 		RootKeys:    trust{d.authorities},
-		Sealing:     &sealing{keys: d.keys, store: d.store, authorities: d.authorities, logger: d.logger},
+		Sealing:     &sealing{keys: d.keys, store: d.store, values: d.values, authorities: d.authorities, logger: d.Logger},
 		Log:         issuanceLog{d.logDir(), d.logKey},
 		Check:       manifest.Check,
 		Tenant:      s.Tenant,
 		Ready:       d.ready,
 		Host:        imprint.HostName(s.Name),
 		Run:         s.Run,
-		Version:     version,
+		Version:     d.Version,
 		Group:       s.Group,
 		Operators:   s.API.Allow,
-		Metrics:     prometheus.NewRegistry(),
-		Logger:      d.logger,
+		Metrics:     d.metrics.registry,
+		Logger:      d.Logger,
 	})
 	return err
 }
@@ -268,8 +301,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 				WithHint("free space on its disk and start the server again; nothing that was acknowledged is lost")
 		}
 	})
-	d.logger.InfoContext(ctx, "serving", "socket", d.settings.Socket, "checkIn", d.settings.CheckIn.Listen, "data", d.settings.Data)
+	d.Logger.InfoContext(ctx, "serving", "socket", d.settings.Socket, "checkIn", d.settings.CheckIn.Listen, "data", d.settings.Data)
 	daemon.SdNotify(false, daemon.SdNotifyReady)
+	if d.Serving != nil {
+		d.Serving()
+	}
 	err = group.Wait()
 	daemon.SdNotify(false, daemon.SdNotifyStopping)
 	return err
@@ -322,7 +358,7 @@ func (d *Daemon) renewEndpoints(ctx context.Context) error {
 			err = d.checkIn.SetTenants(tenants)
 		}
 		if err != nil {
-			d.logger.ErrorContext(ctx, "endpoint certificates were not renewed", "error", err)
+			d.Logger.ErrorContext(ctx, "endpoint certificates were not renewed", "error", err)
 		}
 	})
 }
@@ -334,7 +370,7 @@ func (d *Daemon) expire(ctx context.Context) error {
 			_, err = d.engine.Expire(ctx, id)
 		}
 		if err != nil && ctx.Err() == nil {
-			d.logger.WarnContext(ctx, "a due reservation was not looked at", "instance", id, "error", err)
+			d.Logger.WarnContext(ctx, "a due reservation was not looked at", "instance", id, "error", err)
 		}
 	}
 	return nil
@@ -343,8 +379,8 @@ func (d *Daemon) expire(ctx context.Context) error {
 func (d *Daemon) sweepRevocations(ctx context.Context) error {
 	return every(ctx, revocationSweep, func() {
 		for _, t := range d.settings.Tenants {
-			if _, err := d.store.DropRevocations(ctx, t.Name, time.Now().Add(-2*crlLifetime)); err != nil {
-				d.logger.WarnContext(ctx, "ended revocations were not dropped", "tenant", t.Name, "error", err)
+			if _, err := d.store.DropRevocations(ctx, t.Name, d.Now().Add(-2*crlLifetime)); err != nil {
+				d.Logger.WarnContext(ctx, "ended revocations were not dropped", "tenant", t.Name, "error", err)
 			}
 		}
 	})

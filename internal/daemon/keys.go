@@ -4,7 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/user"
@@ -17,6 +18,21 @@ import (
 	"imprint/internal/server"
 	"imprint/internal/store"
 )
+
+// openKeys opens the key file. One that is missing although the store holds what
+// was sealed with it is not made anew: it has to be brought back.
+func openKeys(ctx context.Context, docs documents, path string) (*seal.File, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		switch _, _, err := docs.Document(ctx, logsDocument); {
+		case err == nil:
+			return nil, imprint.Errorf(imprint.NotFound, "read", path, "the key file is missing, and the store was sealed with it").
+				WithHint("restore it from its backup, or name the right one as keyFile in the configuration")
+		case imprint.KindOf(err) != imprint.NotFound:
+			return nil, err
+		}
+	}
+	return seal.OpenFile(path)
+}
 
 // logsDocument is where the store keeps the keys of all servers' issuance logs.
 const logsDocument = "logs"
@@ -32,8 +48,8 @@ func logContext(server imprint.HostName) string { return logsDocument + "/" + st
 // logKey returns the key of server's issuance log and what verifies it, making
 // them the first time.
 func logKey(ctx context.Context, docs documents, keys sealer, server imprint.HostName) (key imprint.Secret, verifier string, err error) {
-	err = editLogs(ctx, docs, func(all map[imprint.HostName]logKeys) (bool, error) {
-		if have, ok := all[server]; ok {
+	err = editDocument(ctx, docs, logsDocument, func(logs *map[imprint.HostName]logKeys) (bool, error) {
+		if have, ok := (*logs)[server]; ok {
 			verifier = have.Verifier
 			key, err = keys.Open(have.Key, logContext(server))
 			return false, err
@@ -44,43 +60,20 @@ func logKey(ctx context.Context, docs documents, keys sealer, server imprint.Hos
 		}
 		verifier = fresh.Verifier
 		fresh.Key, err = keys.Seal(key, logContext(server))
-		all[server] = fresh
+		if *logs == nil {
+			*logs = map[imprint.HostName]logKeys{}
+		}
+		(*logs)[server] = fresh
 		return true, err
 	})
 	return key, verifier, err
-}
-
-// editLogs changes the document of the logs' keys, again if another server was quicker.
-func editLogs(ctx context.Context, docs documents, edit func(map[imprint.HostName]logKeys) (changed bool, err error)) error {
-	for {
-		all := map[imprint.HostName]logKeys{}
-		data, revision, err := docs.Document(ctx, logsDocument)
-		switch {
-		case err == nil:
-			err = json.Unmarshal(data, &all)
-		case imprint.KindOf(err) == imprint.NotFound:
-			err = nil
-		}
-		if err != nil {
-			return imprint.Errorf(imprint.KindOf(err), "read", "keys of the issuance logs", "%w", err)
-		}
-		changed, err := edit(all)
-		if err != nil || !changed {
-			return err
-		}
-		if data, err = json.Marshal(all); err != nil {
-			return imprint.Errorf(imprint.Internal, "write", "keys of the issuance logs", "%w", err)
-		}
-		if err := docs.PutDocument(ctx, logsDocument, data, revision); imprint.KindOf(err) != imprint.Conflict {
-			return err
-		}
-	}
 }
 
 // sealing changes the key-encryption key of everything that is sealed.
 type sealing struct {
 	keys        *seal.File
 	store       *store.Store
+	values      *values
 	authorities *authorities
 	logger      *slog.Logger
 }
@@ -94,6 +87,7 @@ func (s *sealing) Rotate(ctx context.Context, by string) (key string, instances 
 		return "", 0, err
 	}
 	s.logger.WarnContext(ctx, "rotating the key-encryption key", "key", id.String(), "by", by)
+	s.values.settle() // no value that the old key sealed is on its way into the store
 	instances, err = s.store.RewriteSealed(ctx, func(id imprint.InstanceID, name string, blob []byte) ([]byte, bool, error) {
 		return s.keys.Rewrap(blob, paramContext(id, name))
 	})
@@ -103,12 +97,12 @@ func (s *sealing) Rotate(ctx context.Context, by string) (key string, instances 
 	if err := s.authorities.rewrap(ctx); err != nil {
 		return "", 0, err
 	}
-	err = editLogs(ctx, s.store, func(all map[imprint.HostName]logKeys) (bool, error) {
-		for server, k := range all {
+	err = editDocument(ctx, s.store, logsDocument, func(logs *map[imprint.HostName]logKeys) (bool, error) {
+		for server, k := range *logs {
 			if k.Key, _, err = s.keys.Rewrap(k.Key, logContext(server)); err != nil {
 				return false, err
 			}
-			all[server] = k
+			(*logs)[server] = k
 		}
 		return true, nil
 	})

@@ -39,11 +39,10 @@ func (r *registry) Create(ctx context.Context, spec imprint.Spec, private map[st
 		return nil, err
 	}
 	attribute(&change, by)
-	sealed, err := r.values.seal(inst.ID, private)
+	err = r.values.put(inst.ID, private, func(sealed map[string][]byte) error {
+		return r.store.Create(ctx, &inst, sealed, change)
+	})
 	if err != nil {
-		return nil, err
-	}
-	if err := r.store.Create(ctx, &inst, sealed, change); err != nil {
 		return nil, err
 	}
 	return &inst, nil
@@ -151,11 +150,10 @@ func (p *params) PutPublic(ctx context.Context, id imprint.InstanceID, name, val
 
 // PutPrivate seals the value and stores it.
 func (p *params) PutPrivate(ctx context.Context, id imprint.InstanceID, name string, value imprint.Secret, by string) error {
-	blob, err := p.keys.Seal(value, paramContext(id, name))
+	err := p.put(id, map[string]imprint.Secret{name: value}, func(sealed map[string][]byte) error {
+		return p.values.store.PutSealedParam(ctx, id, name, sealed[name])
+	})
 	if err != nil {
-		return err
-	}
-	if err := p.values.store.PutSealedParam(ctx, id, name, blob); err != nil {
 		return err
 	}
 	_, err = p.store.Update(ctx, id, func(*imprint.Instance) (imprint.Change, error) {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"sync"
 
 	"imprint"
 	"imprint/internal/host"
@@ -19,6 +20,16 @@ type values struct {
 	store   sealedParams
 	keys    sealer
 	secrets *host.Secrets
+
+	// writing is held for reading from the sealing of a value to its storing, so
+	// that a change of the key-encryption key misses none.
+	writing sync.RWMutex
+}
+
+// settle returns when every value that was being sealed is stored, or not.
+func (v *values) settle() {
+	v.writing.Lock()
+	defer v.writing.Unlock()
 }
 
 func paramContext(id imprint.InstanceID, name string) string {
@@ -78,15 +89,22 @@ func (v *values) Held(ctx context.Context, inst *imprint.Instance) (map[string]b
 	return held, nil
 }
 
-// seal returns the blobs of all values of an instance that is about to be created.
-func (v *values) seal(id imprint.InstanceID, private map[string]imprint.Secret) (map[string][]byte, error) {
+// put seals the private values of an instance and hands them to store.
+func (v *values) put(id imprint.InstanceID, private map[string]imprint.Secret, store func(map[string][]byte) error) error {
+	v.writing.RLock()
+	defer v.writing.RUnlock()
+	if len(private) > 0 {
+		if err := v.keys.Reload(); err != nil {
+			return err
+		}
+	}
 	blobs := make(map[string][]byte, len(private))
 	for name, value := range private {
 		blob, err := v.keys.Seal(value, paramContext(id, name))
 		if err != nil {
-			return nil, err
+			return err
 		}
 		blobs[name] = blob
 	}
-	return blobs, nil
+	return store(blobs)
 }

@@ -220,7 +220,7 @@ func (c *Client) unavailable(err error) error {
 		return imprint.Errorf(imprint.Invalid, "ask", operand, "%w", err)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return imprint.Errorf(imprint.Unavailable, "ask", operand, "nobody serves this socket").
-			WithHint("start it with: imprint sign --socket %s", c.path)
+			WithHint("start it with: imprint sign --keys DIR --listen %s", c.path)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return imprint.Errorf(imprint.Unavailable, "ask", operand, "no answer within %s", callTimeout).
 			WithHint("see whether the signer is overloaded or stopped")
