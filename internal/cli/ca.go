@@ -17,11 +17,10 @@ import (
 
 func (p *program) caCommand() *cobra.Command {
 	var tenant string
-	c := &cobra.Command{
+	c := group(&cobra.Command{
 		Use:   "ca",
 		Short: "Show a tenant's certificate authority, and take its root key offline",
-		Args:  noArgs,
-	}
+	})
 	c.PersistentFlags().StringVar(&tenant, "tenant", string(imprint.DefaultTenant), "whose authority")
 	name := func() imprint.TenantName { return imprint.TenantName(tenant) }
 	c.AddCommand(

@@ -26,21 +26,46 @@ type program struct {
 	out, err io.Writer
 	socket   string
 	output   format
+	running  bool // the command line was understood
 }
 
-// Main runs the command line in args and returns the exit code: see [exitCode].
+// Main runs the command line in args and returns the exit code: see [exitCodes].
 func Main(args []string, in io.Reader, out, err io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	p := &program{in: in, out: out, err: err, output: asTable}
 	root := p.root()
 	root.SetArgs(args)
-	return p.report(root.ExecuteContext(ctx))
+	return p.report(p.execute(ctx, root))
+}
+
+// execute runs the command that root finds. What cobra complains about before
+// that is a wrong usage.
+func (p *program) execute(ctx context.Context, root *cobra.Command) error {
+	c, err := root.ExecuteContextC(ctx)
+	var known *imprint.Error
+	if err == nil || p.running || errors.As(err, &known) {
+		return err
+	}
+	return usagef(c, "%v", err)
+}
+
+// noteRuns makes every command below c note that it runs.
+func (p *program) noteRuns(c *cobra.Command) {
+	if run := c.RunE; run != nil {
+		c.RunE = func(c *cobra.Command, args []string) error {
+			p.running = true
+			return run(c, args)
+		}
+	}
+	for _, sub := range c.Commands() {
+		p.noteRuns(sub)
+	}
 }
 
 // root returns the whole command tree.
 func (p *program) root() *cobra.Command {
-	root := &cobra.Command{
+	root := group(&cobra.Command{
 		Use:   "imprint",
 		Short: "Give every new machine its identity, configuration and secrets",
 		Long: `imprint gives every new machine its identity, configuration and secrets at
@@ -51,7 +76,7 @@ with "imprint create -f FILE" and boot it.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version(),
-	}
+	})
 	root.SetIn(p.in)
 	root.SetOut(p.out)
 	root.SetErr(p.err)
@@ -59,7 +84,7 @@ with "imprint create -f FILE" and boot it.`,
 		return usagef(c, "%v", err)
 	})
 	flags := root.PersistentFlags()
-	flags.StringVar(&p.socket, "socket", "", "control `socket` of the server (default $IMPRINT_SOCKET, else "+daemon.DefaultSocket()+")")
+	flags.StringVar(&p.socket, "socket", "", "control `socket` of the server (default $IMPRINT_SOCKET, else imprint.sock in /run/imprint or, for an ordinary user, $XDG_RUNTIME_DIR/imprint)")
 	flags.VarP(&p.output, "output", "o", "how to print: table, json or yaml")
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddGroup(
@@ -73,14 +98,34 @@ with "imprint create -f FILE" and boot it.`,
 		"machines": {p.createCommand(), p.getCommand(), p.describeCommand(), p.watchCommand(), p.bootCommand(),
 			p.rebirthCommand(), p.deleteCommand(), p.setCommand(), p.payloadCommand(), p.pipeCommand()},
 		"trust":  {p.approveCommand(), p.revokeCommand(), p.caCommand(), p.logCommand()},
-		"server": {p.serveCommand(), p.signCommand(), p.sealCommand(), p.doctorCommand(), p.configCommand()},
+		"server": {p.serveCommand(), p.signCommand(), p.sealCommand(), p.doctorCommand(), p.configCommand(), p.versionCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group
 			root.AddCommand(c)
 		}
 	}
+	root.AddCommand(p.docsCommand())
+	p.noteRuns(root)
 	return root
+}
+
+// group makes c a command that only has others below it.
+func group(c *cobra.Command) *cobra.Command {
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		if c.SuggestionsMinimumDistance == 0 {
+			c.SuggestionsMinimumDistance = 2
+		}
+		if close := c.SuggestionsFor(args[0]); len(close) > 0 {
+			return usagef(c, "there is no command %q; did you mean %s?", args[0], strings.Join(close, " or "))
+		}
+		return usagef(c, "there is no command %q", args[0])
+	}
+	c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	return c
 }
 
 // client returns a client of the control API at the chosen socket.
@@ -95,44 +140,13 @@ func (p *program) client() *api.Client {
 	return api.NewUnix(socket)
 }
 
-// exitCode maps an error to the program's exit status. The codes are documented
-// in docs/reference and never change meaning.
-func exitCode(err error) int {
-	if err == nil {
-		return 0
-	}
-	var u *usageError
-	if errors.As(err, &u) {
-		return 2
-	}
-	switch imprint.KindOf(err) {
-	case imprint.Invalid:
-		return 3
-	case imprint.NotFound:
-		return 4
-	case imprint.Exists, imprint.Conflict:
-		return 5
-	case imprint.Denied, imprint.Unauthorized:
-		return 6
-	case imprint.Unavailable:
-		return 7
-	case imprint.Exhausted:
-		return 8
-	case imprint.Contested:
-		return 9
-	case imprint.Pending:
-		return 10
-	}
-	return 1
-}
-
 // report prints err as one sentence and its hint, and returns the exit code.
 func (p *program) report(err error) int {
 	if err == nil {
-		return 0
+		return exitOK
 	}
 	if errors.Is(err, context.Canceled) {
-		return 130 // as after an interrupt
+		return exitInterrupted
 	}
 	fmt.Fprintf(p.err, "imprint: %s\n", err)
 	if hint := imprint.HintOf(err); hint != "" {
@@ -166,8 +180,29 @@ func exactArgs(names ...string) cobra.PositionalArgs {
 }
 
 // noArgs refuses arguments.
-var noArgs = exactArgs()
+func noArgs(c *cobra.Command, args []string) error { return exactArgs()(c, args) }
 
+// atMostOne accepts one argument or none.
+func atMostOne(c *cobra.Command, args []string) error {
+	return exactArgs()(c, args[min(1, len(args)):])
+}
+
+// oneOrMore accepts any number of what but none.
+func oneOrMore(what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error { return exactArgs(what)(c, args[:min(1, len(args))]) }
+}
+
+func (p *program) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version of this program", Args: noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprintln(p.out, version())
+			return err
+		},
+	}
+}
+
+// version is what the go command knows of this build: a tag, or the commit.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {

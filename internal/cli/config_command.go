@@ -10,11 +10,10 @@ import (
 )
 
 func (p *program) configCommand() *cobra.Command {
-	c := &cobra.Command{
+	c := group(&cobra.Command{
 		Use:   "config",
 		Short: "Print or check the server's configuration",
-		Args:  noArgs,
-	}
+	})
 	c.AddCommand(
 		&cobra.Command{
 			Use:   "example",
@@ -38,7 +37,11 @@ func (p *program) configCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return p.print(s.Config, func(w io.Writer) {
+				named, err := s.Named()
+				if err != nil {
+					return err
+				}
+				return p.print(named, func(w io.Writer) {
 					row(w, "name", s.Name)
 					row(w, "data", s.Data)
 					row(w, "run", s.Run)

@@ -69,11 +69,10 @@ and spent when that machine confirms. Only the latest token counts.`,
 }
 
 func (p *program) pipeCommand() *cobra.Command {
-	c := &cobra.Command{
+	c := group(&cobra.Command{
 		Use:   "pipe",
 		Short: "Exchange messages with a machine over its channel",
-		Args:  noArgs,
-	}
+	})
 	c.AddCommand(
 		&cobra.Command{
 			Use: "send NAME", Short: "Queue standard input as one message for the machine",

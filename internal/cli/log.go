@@ -25,11 +25,10 @@ const (
 )
 
 func (p *program) logCommand() *cobra.Command {
-	c := &cobra.Command{
+	c := group(&cobra.Command{
 		Use:   "log",
 		Short: "Copy and verify the issuance log",
-		Args:  noArgs,
-	}
+	})
 	c.AddCommand(p.logCopyCommand(), p.logVerifyCommand(), p.logListCommand())
 	return c
 }
@@ -120,7 +119,7 @@ a copy; without DIR it copies the server's log first and deletes the copy afterw
 --key is the verifier key, or a file that holds it; by default DIR.key, which "log
 copy" wrote. Keep the key and the number of entries elsewhere: with --at-least, a log
 that was cut back to an older state shows as well.`,
-		Args: cobra.MaximumNArgs(1),
+		Args: atMostOne,
 		RunE: func(c *cobra.Command, args []string) error {
 			dir := ""
 			if len(args) == 1 {

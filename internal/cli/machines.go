@@ -57,12 +57,14 @@ prompt, whatever the manifest says; none is needed on the command line.`,
 				}
 			}
 			created := make([]*api.Created, 0, len(manifests))
-			for _, m := range manifests {
+			for n, m := range manifests {
 				one, err := client.Create(c.Context(), m.Spec, m.Values, dryRun)
 				if err != nil {
+					p.partly(n, len(manifests))
 					return err
 				}
 				created = append(created, one)
+				p.progress(n+1, len(manifests))
 			}
 			return p.print(created, func(w io.Writer) {
 				for _, one := range created {
@@ -82,6 +84,27 @@ prompt, whatever the manifest says; none is needed on the command line.`,
 	return c
 }
 
+// manyInstances is how many it takes for progress to be of interest.
+const manyInstances = 20
+
+// progress shows people how far a long creation is.
+func (p *program) progress(done, total int) {
+	if total < manyInstances || !isTerminal(p.err) {
+		return
+	}
+	fmt.Fprintf(p.err, "\r%d of %d", done, total)
+	if done == total {
+		fmt.Fprint(p.err, "\r\x1b[K")
+	}
+}
+
+// partly says what an error left behind.
+func (p *program) partly(done, total int) {
+	if done > 0 {
+		fmt.Fprintf(p.err, "%d of %d instances were created before this:\n", done, total)
+	}
+}
+
 func (p *program) getCommand() *cobra.Command {
 	var tenant, host string
 	c := &cobra.Command{
@@ -89,7 +112,7 @@ func (p *program) getCommand() *cobra.Command {
 		Short: "List instances, or show one",
 		Long: `List instances, or show one. NAME is a name, tenant/name or an ID. With
 "-o yaml", a single instance is printed as the manifest that would create it again.`,
-		Args:              cobra.MaximumNArgs(1),
+		Args:              atMostOne,
 		ValidArgsFunction: p.completeInstances,
 		RunE: func(c *cobra.Command, args []string) error {
 			client := p.client()
@@ -220,7 +243,7 @@ func (p *program) deleteCommand() *cobra.Command {
 		Long: `Delete instances: names, parameters and timelines go, certificates are revoked.
 Without --yes it only says what it would do. What was issued stays in the
 issuance log.`,
-		Args:              cobra.MinimumNArgs(1),
+		Args:              oneOrMore("an instance"),
 		ValidArgsFunction: p.completeInstances,
 		RunE: func(c *cobra.Command, args []string) error {
 			client := p.client()

@@ -92,11 +92,17 @@ func row(w io.Writer, cells ...any) {
 	io.WriteString(w, "\n")
 }
 
-// colour wraps s in an ANSI colour if w is a terminal and the user did not opt
-// out (no-color.org).
-func colour(w io.Writer, code, s string) string {
+// isTerminal reports whether people read what is written to w.
+func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// colour wraps s in an ANSI colour if w is a terminal and the user did not opt
+// out (no-color.org), or asks for it anywhere with CLICOLOR_FORCE.
+func colour(w io.Writer, code, s string) string {
+	terminal := isTerminal(w) && os.Getenv("TERM") != "dumb"
+	if os.Getenv("NO_COLOR") != "" || !terminal && os.Getenv("CLICOLOR_FORCE") == "" {
 		return s
 	}
 	return "\x1b[" + code + "m" + s + "\x1b[0m"

@@ -5,10 +5,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
+	"k8s.io/klog/v2"
 
 	"imprint/internal/daemon"
 )
@@ -53,7 +52,7 @@ win over the configuration file.`,
 			if err != nil {
 				return usagef(c, "%v", err)
 			}
-			return serve(c.Context(), settings, logger)
+			return p.serve(c.Context(), settings, logger)
 		},
 	}
 	f := c.Flags()
@@ -72,13 +71,45 @@ win over the configuration file.`,
 	return c
 }
 
-func serve(ctx context.Context, s *daemon.Settings, logger *slog.Logger) error {
-	d, err := daemon.Open(ctx, s, version(), logger)
+func (p *program) serve(ctx context.Context, s *daemon.Settings, logger *slog.Logger) error {
+	klog.SetSlogLogger(slog.New(chatter{logger.Handler()})) // the issuance log's library logs there
+	d, err := daemon.Open(ctx, s, daemon.Options{Version: version(), Logger: logger, Serving: func() {
+		if isTerminal(p.err) {
+			fmt.Fprintf(p.err, "imprint serves machines on %s; Ctrl-C ends it.\nElsewhere: export IMPRINT_SOCKET=%s; imprint create -f FILE\n", s.Name, s.Socket)
+		}
+	}})
 	if err != nil {
 		return err
 	}
 	return d.Run(ctx)
 }
+
+// chatter takes what a library says about itself for debugging only.
+type chatter struct{ slog.Handler }
+
+func (c chatter) lower(l slog.Level) slog.Level {
+	if l == slog.LevelInfo {
+		return slog.LevelDebug
+	}
+	return l
+}
+
+// Enabled implements [slog.Handler].
+func (c chatter) Enabled(ctx context.Context, l slog.Level) bool {
+	return c.Handler.Enabled(ctx, c.lower(l))
+}
+
+// Handle implements [slog.Handler].
+func (c chatter) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = c.lower(r.Level)
+	return c.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements [slog.Handler].
+func (c chatter) WithAttrs(a []slog.Attr) slog.Handler { return chatter{c.Handler.WithAttrs(a)} }
+
+// WithGroup implements [slog.Handler].
+func (c chatter) WithGroup(name string) slog.Handler { return chatter{c.Handler.WithGroup(name)} }
 
 // newLogger writes lines for people to a terminal and JSON elsewhere.
 func newLogger(w io.Writer, level string) (*slog.Logger, error) {
@@ -87,7 +118,7 @@ func newLogger(w io.Writer, level string) (*slog.Logger, error) {
 		return nil, fmt.Errorf("--log-level %q is none of debug, info, warn, error", level)
 	}
 	opts := &slog.HandlerOptions{Level: l}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if isTerminal(w) {
 		return slog.New(slog.NewTextHandler(w, opts)), nil
 	}
 	return slog.New(slog.NewJSONHandler(w, opts)), nil
@@ -123,11 +154,10 @@ has no issuing key. Keys that do not exist yet are made: two for each tenant.`,
 }
 
 func (p *program) sealCommand() *cobra.Command {
-	c := &cobra.Command{
+	c := group(&cobra.Command{
 		Use:   "seal",
 		Short: "Change the key that protects values at rest",
-		Args:  noArgs,
-	}
+	})
 	c.AddCommand(&cobra.Command{
 		Use:   "rotate",
 		Short: "Make a new key-encryption key and give it everything that is sealed",

@@ -21,7 +21,7 @@ func (p *program) watchCommand() *cobra.Command {
 		Long: `Show the timeline of one instance, or of all, as it happens. With --until it
 ends as soon as the instance has reached that state, or fails once it cannot any more.`,
 		Example:           "  imprint watch\n  imprint watch web-1 --until confirmed",
-		Args:              cobra.MaximumNArgs(1),
+		Args:              atMostOne,
 		ValidArgsFunction: p.completeInstances,
 		RunE: func(c *cobra.Command, args []string) error {
 			scope := api.Scope{Tenant: imprint.TenantName(tenant)}
