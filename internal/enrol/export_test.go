@@ -1,0 +1,4 @@
+package enrol
+
+// ParseSSHHost is exported for its fuzz test.
+var ParseSSHHost = parseSSHHost
