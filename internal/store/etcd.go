@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -20,9 +21,9 @@ import (
 // etcd is kv over an etcd client, in process or remote.
 type etcd struct {
 	client *clientv3.Client
-	// alone says that the only member runs in this process, so that every
-	// read of its state is up to date.
-	alone bool
+	// local, if not nil, reads the state of the only member, which runs in this
+	// process, so that it is up to date: all queries at one revision.
+	local func(context.Context, []query) ([]page, error)
 	// timeout bounds one request; 0 leaves that to the server in this process.
 	timeout time.Duration
 	// ready, if not nil, may refuse a write before it is sent.
@@ -43,15 +44,28 @@ func (e *etcd) bound(ctx context.Context) (context.Context, context.CancelFunc) 
 }
 
 func (e *etcd) read(ctx context.Context, q query) (page, error) {
+	if e.local != nil {
+		pages, err := e.snapshot(ctx, []query{q})
+		if err != nil {
+			return page{}, err
+		}
+		return pages[0], nil
+	}
 	ctx, cancel := e.bound(ctx)
 	defer cancel()
-	resp, err := await(e, func() (*clientv3.GetResponse, error) {
-		return e.client.Get(ctx, q.key, e.options(q)...)
-	})
+	resp, err := e.client.Get(ctx, q.key, options(q)...)
 	if err != nil {
 		return page{}, e.fault(err)
 	}
 	return pageOf(resp), nil
+}
+
+func (e *etcd) snapshot(ctx context.Context, queries []query) ([]page, error) {
+	pages, err := await(e, func() ([]page, error) { return e.local(ctx, queries) })
+	if err != nil {
+		return nil, e.fault(err)
+	}
+	return pages, nil
 }
 
 // await makes a request. A server in this process that stops by itself may
@@ -77,7 +91,7 @@ func await[R any](e *etcd, request func() (R, error)) (resp R, err error) {
 	}
 }
 
-func (e *etcd) options(q query) []clientv3.OpOption {
+func options(q query) []clientv3.OpOption {
 	opts := make([]clientv3.OpOption, 0, 5)
 	if q.end != "" {
 		opts = append(opts, clientv3.WithRange(q.end))
@@ -88,7 +102,7 @@ func (e *etcd) options(q query) []clientv3.OpOption {
 	if q.revision > 0 {
 		opts = append(opts, clientv3.WithRev(q.revision))
 	}
-	if q.stale || e.alone {
+	if q.stale {
 		opts = append(opts, clientv3.WithSerializable())
 	}
 	if q.keysOnly {
@@ -102,13 +116,19 @@ func (e *etcd) commit(ctx context.Context, t txn) (outcome, error) {
 	for i, c := range t.when {
 		when[i] = clientv3.Compare(clientv3.ModRevision(c.key), "=", c.modified)
 	}
-	writes := false
+	if !t.writes() && e.local != nil {
+		queries := make([]query, len(t.then))
+		for i, o := range t.then {
+			queries[i] = query{key: o.key, revision: o.revision}
+		}
+		pages, err := e.snapshot(ctx, queries)
+		return outcome{applied: true, pages: pages}, err
+	}
 	then := make([]clientv3.Op, len(t.then))
 	for i := range t.then {
 		o := &t.then[i]
 		switch o.verb {
 		case put:
-			writes = true
 			then[i] = clientv3.OpPut(o.key, string(o.value), clientv3.WithLease(clientv3.LeaseID(o.lease)))
 		case remove:
 			if o.end == "" {
@@ -117,14 +137,14 @@ func (e *etcd) commit(ctx context.Context, t txn) (outcome, error) {
 				then[i] = clientv3.OpDelete(o.key, clientv3.WithRange(o.end))
 			}
 		case get:
-			then[i] = clientv3.OpGet(o.key, e.options(query{key: o.key, revision: o.revision})...)
+			then[i] = clientv3.OpGet(o.key, options(query{key: o.key, revision: o.revision})...)
 		}
 	}
 	otherwise := make([]clientv3.Op, len(t.otherwise))
 	for i, key := range t.otherwise {
 		otherwise[i] = clientv3.OpGet(key)
 	}
-	if writes && e.ready != nil {
+	if t.grows() && e.ready != nil {
 		if err := e.ready(); err != nil {
 			return outcome{}, err
 		}
@@ -254,7 +274,7 @@ func (e *etcd) fault(err error) error {
 	}
 	const op, operand = "use", "etcd"
 	switch {
-	case errors.Is(err, rpctypes.ErrCompacted):
+	case errors.Is(err, rpctypes.ErrCompacted), errors.Is(err, mvcc.ErrCompacted):
 		return errCompacted
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		return imprint.Errorf(imprint.Exhausted, op, operand, "its database has reached its quota: %w", err).

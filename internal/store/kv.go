@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"slices"
 	"time"
 )
 
@@ -75,6 +76,16 @@ type txn struct {
 	when      []compare
 	then      []op
 	otherwise []string // keys
+}
+
+// writes reports whether t does more than read.
+func (t *txn) writes() bool {
+	return len(t.when) > 0 || slices.ContainsFunc(t.then, func(o op) bool { return o.verb != get })
+}
+
+// grows reports whether t stores something, and so needs room.
+func (t *txn) grows() bool {
+	return slices.ContainsFunc(t.then, func(o op) bool { return o.verb == put })
 }
 
 // compare holds if key was last written at revision modified; 0: if it does not exist.

@@ -11,10 +11,10 @@ import (
 )
 
 // newZap returns a logger for etcd that writes to logger. etcd is talkative: its
-// info is about itself (debug to us), its warnings are about slowness and
-// retries (info), and its errors are a level too loud as well (warn), for what
-// an operation failed of, its caller sees. An ordinary shutdown is full of
-// errors; they count as debug while quiet is set.
+// info is about itself (debug to us), and its warnings and errors are about
+// slowness and what it will try again (info): what an operation failed of, its
+// caller sees. An ordinary shutdown is full of errors; they count as debug
+// while quiet is set.
 //
 // etcd ends the process after a fatal fault, and panics after some others. Here
 // fatal is called instead, and then the goroutine ends.
@@ -35,9 +35,7 @@ func (c *slogCore) level(l zapcore.Level) slog.Level {
 		return slog.LevelError
 	case c.quiet.Load():
 		return slog.LevelDebug
-	case l == zapcore.ErrorLevel:
-		return slog.LevelWarn
-	case l == zapcore.WarnLevel:
+	case l >= zapcore.WarnLevel:
 		return slog.LevelInfo
 	case l == zapcore.InfoLevel:
 		return slog.LevelDebug
