@@ -40,10 +40,6 @@ type metadata interface {
 	Put(ctx context.Context, key string, value []byte) error
 }
 
-// askAgain is how a host's sentence ends if the same request may succeed later.
-// FAILURE has no code that could say so.
-const askAgain = "ask again later"
-
 // liveHost is a [triton.Client] whose host can say that it was no refusal: its
 // control plane is away. Such failures, and a stream that ended, are of kind
 // [imprint.Unavailable].
@@ -61,7 +57,7 @@ func (h liveHost) Put(ctx context.Context, key string, value []byte) error {
 func maybeLater(err error) error {
 	var sentence triton.Failure
 	switch {
-	case errors.As(err, &sentence) && strings.HasSuffix(string(sentence), askAgain):
+	case errors.As(err, &sentence) && strings.HasSuffix(string(sentence), triton.AskAgain):
 		return imprint.Errorf(imprint.Unavailable, "ask", "the host", "%w", sentence)
 	case imprint.KindOf(err) == imprint.Conflict: // from triton.Once
 		return imprint.Errorf(imprint.Unavailable, "ask", "the host", "the channel was cut")

@@ -121,9 +121,9 @@ func (s *session) explain(ctx context.Context, key string, err error) error {
 	var e *imprint.Error
 	switch kind := imprint.KindOf(err); {
 	case kind == imprint.Unavailable || errors.Is(err, context.DeadlineExceeded):
-		return triton.Failure("the control plane cannot be reached; ask again later")
+		return triton.Failure("the control plane cannot be reached; " + triton.AskAgain)
 	case kind == imprint.Internal || !errors.As(err, &e):
-		return triton.Failure("the host could not do this; its log says why")
+		return triton.Failure("the host could not do this, and its log says why; " + triton.AskAgain)
 	}
 	return triton.Failure(strings.Join(strings.Fields(e.Error()), " "))
 }

@@ -53,7 +53,7 @@ func TestPrivateValueIsWithheldIfItsReadCannotBeRecorded(t *testing.T) {
 	}
 	for err, sentence := range map[error]string{
 		imprint.Errorf(imprint.Unavailable, "write", "etcd", "10.0.0.1: refused"): "the control plane cannot be reached; ask again later",
-		errors.New("nil pointer at 0xc000"):                                       "the host could not do this; its log says why",
+		errors.New("nil pointer at 0xc000"):                                       "the host could not do this, and its log says why; ask again later",
 	} {
 		w.fail(err)
 		_, err := m.Get(t.Context(), "imprint:param/token")

@@ -34,6 +34,10 @@ type Handler interface {
 	Keys(ctx context.Context) ([]string, error)
 }
 
+// AskAgain is how the sentence of a [Failure] ends if the same request may
+// succeed later. FAILURE has no code that could say so.
+const AskAgain = "ask again later"
+
 // Failure is an error whose text, one sentence, is meant for the other end's operator.
 type Failure string
 
