@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,19 +26,15 @@ func bound(t testing.TB, w io.Writer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	verify := perOperation(func(b *testing.B) {
-		for b.Loop() {
-			if !ecdsa.VerifyASN1(&key.PublicKey, digest[:], sig) {
-				b.Fatal("does not verify")
-			}
+	verify := perOperation(t, func() error {
+		if !ecdsa.VerifyASN1(&key.PublicKey, digest[:], sig) {
+			return errors.New("does not verify")
 		}
+		return nil
 	})
-	sign := perOperation(func(b *testing.B) {
-		for b.Loop() {
-			if _, err := ecdsa.SignASN1(rand.Reader, key, digest[:]); err != nil {
-				b.Fatal(err)
-			}
-		}
+	sign := perOperation(t, func() error {
+		_, err := ecdsa.SignASN1(rand.Reader, key, digest[:])
+		return err
 	})
 	file, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	if err != nil {
@@ -45,23 +42,27 @@ func bound(t testing.TB, w io.Writer) {
 	}
 	defer file.Close()
 	page := make([]byte, 4<<10)
-	sync := perOperation(func(b *testing.B) {
-		for b.Loop() {
-			if _, err := file.Write(page); err != nil {
-				b.Fatal(err)
-			}
-			if err := file.Sync(); err != nil {
-				b.Fatal(err)
-			}
+	sync := perOperation(t, func() error {
+		if _, err := file.Write(page); err != nil {
+			return err
 		}
+		return file.Sync()
 	})
 	cpu := verify + 2*sign
 	fmt.Fprintf(w, "bound: one verification %.0f µs + two signatures of %.0f µs = %.0f µs of CPU; a synced write takes %.2f ms\n\n",
 		us(verify), us(sign), us(cpu), ms(sync))
 }
 
-func perOperation(f func(*testing.B)) time.Duration {
-	return time.Duration(testing.Benchmark(f).NsPerOp())
+// perOperation returns how long f takes, on average over half a second.
+func perOperation(t testing.TB, f func() error) time.Duration {
+	t.Helper()
+	began, n := time.Now(), 0
+	for ; time.Since(began) < time.Second/2; n++ {
+		if err := f(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return time.Since(began) / time.Duration(n)
 }
 
 func us(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
