@@ -309,7 +309,7 @@ func (e *embedded) close() error {
 			}
 		}
 	}
-	return e.dir.Close()
+	return errors.Join(e.cause(), e.dir.Close())
 }
 
 // diskFault gives an error of the file system its kind and a remedy.

@@ -42,7 +42,8 @@ func newStore(kv kv, prefix string, failed <-chan struct{}) *Store {
 }
 
 // Close ends the store. Watches end with an error of kind [imprint.Unavailable].
-// It is called once, after everything that uses the store has ended.
+// It is called once, after everything that uses the store has ended. Its error
+// says why the store had [Store.Failed], if it had.
 func (s *Store) Close() error { return s.kv.close() }
 
 // Failed is closed when the embedded etcd met a fault that it cannot go on
