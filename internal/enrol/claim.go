@@ -23,6 +23,7 @@ type attempt struct {
 	imprint.Submission
 	req    *Request
 	flaw   error // why the request can never be granted, or nil; then req has no key
+	taken  bool  // the store knows the key as another machine's or generation's
 	now    time.Time
 	serial imprint.Serial // fresh, for the certificate if it comes to one
 }
@@ -60,10 +61,14 @@ func claim(i *imprint.Instance, a *attempt) (imprint.Change, error) {
 	if err := a.req.fits(i); err != nil {
 		return refused(err)
 	}
-	if first == nil {
-		return bind(i, a, tier)
+	switch {
+	case first != nil:
+		return repeat(i, a)
+	case a.taken:
+		return refused(imprint.Errorf(imprint.Conflict, "enrol", i.Ref(), "this public key already belongs to another machine or generation").
+			WithHint("make a new key on the machine; an image must not contain one"))
 	}
-	return repeat(i, a)
+	return bind(i, a, tier)
 }
 
 // evidence judges what a request brings besides its signature. Possession of the

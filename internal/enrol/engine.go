@@ -95,21 +95,22 @@ func (e *Engine) Enrol(ctx context.Context, s imprint.Submission) (*imprint.Inst
 	if flaw != nil {
 		req = &Request{}
 	}
+	taken := false
 	for range maxRounds {
 		// A serial number is for one round: what was signed under it and lost a
 		// race must not have a namesake.
-		a := &attempt{Submission: s, req: req, flaw: flaw, now: e.Now(), serial: imprint.NewSerial()}
+		a := &attempt{Submission: s, req: req, flaw: flaw, taken: taken, now: e.Now(), serial: imprint.NewSerial()}
 		inst, err := e.move(ctx, s.Instance, func(i *imprint.Instance) (imprint.Change, error) { return claim(i, a) })
 		if err != nil && imprint.KindOf(err) == imprint.Exists {
-			return nil, e.note(ctx, &s, imprint.Errorf(imprint.Conflict, "enrol", string(s.Instance), "this public key already belongs to another machine or generation").
-				WithHint("make a new key on the machine; an image must not contain one"), "key", string(req.Key))
+			taken = true // decide again, for somebody else may have claimed meanwhile
+			continue
 		}
 		if err != nil || !issuing(&inst.Enrolment) {
 			return inst, err
 		}
 		inst, err = e.issue(ctx, inst)
 		if imprint.KindOf(err) == imprint.Invalid || imprint.KindOf(err) == imprint.Denied {
-			return nil, e.note(ctx, &s, err) // the reservation cannot be certified as it is
+			return nil, e.note(ctx, &s, err)
 		}
 		if err != nil || inst.Enrolment.Claim != nil && inst.Enrolment.Claim.Key == req.Key && !issuing(&inst.Enrolment) {
 			return inst, err
@@ -129,10 +130,11 @@ func (e *Engine) issue(ctx context.Context, inst *imprint.Instance) (*imprint.In
 	return e.move(ctx, inst.ID, func(i *imprint.Instance) (imprint.Change, error) { return store(i, &cert, e.Now()) })
 }
 
-// note puts on the timeline why a request was refused and returns the reason.
-func (e *Engine) note(ctx context.Context, s *imprint.Submission, why error, pairs ...string) error {
+// note puts on the timeline why the issuer cannot certify the reservation as it
+// is, and returns the reason.
+func (e *Engine) note(ctx context.Context, s *imprint.Submission, why error) error {
 	_, err := e.move(ctx, s.Instance, func(i *imprint.Instance) (imprint.Change, error) {
-		return refuse(s.Channel, why, pairs...)
+		return refuse(s.Channel, why)
 	})
 	return err
 }

@@ -116,6 +116,7 @@ func (l *lab) checkClaim(c *call, before, after *imprint.Instance, change *impri
 	unread := string(c.enrols.CSR) == "noise"
 	nothing := c.enrols.Witness == "" && c.enrols.Token.IsZero()
 	ch, _ := imprint.ChannelOf(c.enrols.Channel)
+	life, bound := l.keys[c.key]
 	switch {
 	case c.enrols.Generation != 0 && c.enrols.Generation != before.Generation, !was.State.Open(), unread:
 		if !same || len(change.Revoke) > 0 {
@@ -134,6 +135,10 @@ func (l *lab) checkClaim(c *call, before, after *imprint.Instance, change *impri
 	case was.Claim == nil && !good && !(before.Spec.Policy.Approval && nothing && ch.Upward):
 		if !same {
 			fatal("a request without evidence has an effect")
+		}
+	case was.Claim == nil && bound && life != before.Generation:
+		if !same && !(passed && is.State == imprint.Expired) {
+			fatal("a key has two lives")
 		}
 	case passed:
 		if is.State != imprint.Expired {
