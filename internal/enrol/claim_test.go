@@ -112,13 +112,24 @@ func TestTiers(t *testing.T) {
 		tier     imprint.Tier
 		fails    imprint.Kind // 0: granted
 	}{
-		"host":                           {func(_ *world, m *machine, id imprint.InstanceID) imprint.Submission { return m.up(id) }, false, imprint.TierHost, 0},
-		"host, approval":                 {func(_ *world, m *machine, id imprint.InstanceID) imprint.Submission { return m.up(id) }, true, imprint.TierHost, imprint.Pending},
-		"token":                          {func(w *world, m *machine, id imprint.InstanceID) imprint.Submission { return m.est(id, token(t, w, id)) }, false, imprint.TierToken, 0},
-		"token, approval":                {func(w *world, m *machine, id imprint.InstanceID) imprint.Submission { return m.est(id, token(t, w, id)) }, true, imprint.TierToken, imprint.Pending},
-		"nothing":                        {func(_ *world, m *machine, id imprint.InstanceID) imprint.Submission { return m.est(id, imprint.Secret{}) }, false, 0, imprint.Unauthorized},
-		"nothing, approval":              {func(_ *world, m *machine, id imprint.InstanceID) imprint.Submission { return m.est(id, imprint.Secret{}) }, true, imprint.TierApproved, imprint.Pending},
-		"wrong token":                    {func(w *world, m *machine, id imprint.InstanceID) imprint.Submission { token(t, w, id); return m.est(id, bad) }, false, 0, imprint.Unauthorized},
+		"host":           {func(_ *world, m *machine, id imprint.InstanceID) imprint.Submission { return m.up(id) }, false, imprint.TierHost, 0},
+		"host, approval": {func(_ *world, m *machine, id imprint.InstanceID) imprint.Submission { return m.up(id) }, true, imprint.TierHost, imprint.Pending},
+		"token": {func(w *world, m *machine, id imprint.InstanceID) imprint.Submission {
+			return m.est(id, token(t, w, id))
+		}, false, imprint.TierToken, 0},
+		"token, approval": {func(w *world, m *machine, id imprint.InstanceID) imprint.Submission {
+			return m.est(id, token(t, w, id))
+		}, true, imprint.TierToken, imprint.Pending},
+		"nothing": {func(_ *world, m *machine, id imprint.InstanceID) imprint.Submission {
+			return m.est(id, imprint.Secret{})
+		}, false, 0, imprint.Unauthorized},
+		"nothing, approval": {func(_ *world, m *machine, id imprint.InstanceID) imprint.Submission {
+			return m.est(id, imprint.Secret{})
+		}, true, imprint.TierApproved, imprint.Pending},
+		"wrong token": {func(w *world, m *machine, id imprint.InstanceID) imprint.Submission {
+			token(t, w, id)
+			return m.est(id, bad)
+		}, false, 0, imprint.Unauthorized},
 		"wrong token, approval":          {func(_ *world, m *machine, id imprint.InstanceID) imprint.Submission { return m.est(id, bad) }, true, 0, imprint.Unauthorized},
 		"token where none was given out": {func(_ *world, m *machine, id imprint.InstanceID) imprint.Submission { return m.est(id, bad) }, false, 0, imprint.Unauthorized},
 		"replaced token": {func(w *world, m *machine, id imprint.InstanceID) imprint.Submission {

@@ -220,7 +220,9 @@ func TestPassword(t *testing.T) {
 	w := newWorld()
 	id := w.reserve(t)
 	rsa8192 := strings.Repeat("a", 1368) // 1024 bytes in base64
-	post := func(data string) error { return w.engine.Report(t.Context(), said(id, imprint.ReportPassword, "", data)) }
+	post := func(data string) error {
+		return w.engine.Report(t.Context(), said(id, imprint.ReportPassword, "", data))
+	}
 	wantKind(t, post(""), imprint.Invalid)
 	wantKind(t, post(strings.Repeat("a", 2049)), imprint.Invalid)
 	for range 2 {

@@ -266,6 +266,15 @@ func (l *ledger) create(i *imprint.Instance, c imprint.Change) {
 	l.append(e, i, c.Events)
 }
 
+// edit changes a record behind everybody's back.
+func (l *ledger) edit(id imprint.InstanceID, change func(*imprint.Instance)) {
+	e := l.records[id]
+	i := e.instance()
+	change(i)
+	e.record = encode(i)
+	e.revision++
+}
+
 func (l *ledger) append(e *entry, i *imprint.Instance, events []imprint.Event) {
 	for _, ev := range events {
 		ev.Instance, ev.Seq, ev.Generation, ev.At = i.ID, uint64(len(e.events)+1), i.Generation, l.clock()
