@@ -173,6 +173,9 @@ func (o *oracle) replied(m *machine, s imprint.Submission, i *imprint.Instance, 
 func (o *oracle) refused(m *machine, s imprint.Submission, err error) {
 	i := o.w.get(s.Instance)
 	c := i.Enrolment.Claim
+	if imprint.KindOf(err) == imprint.Invalid {
+		return // for its names, before there was a first claim
+	}
 	if s.Witness != i.Spec.Host || s.Generation != i.Generation || c == nil || c.Key == m.id || !i.Enrolment.State.Open() {
 		return
 	}

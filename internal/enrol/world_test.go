@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
@@ -101,6 +102,12 @@ func (w *world) last(id imprint.InstanceID) imprint.Event {
 	return events[len(events)-1]
 }
 
+// failer is what helpers need of a test, a property's included.
+type failer interface {
+	Helper()
+	Fatal(...any)
+}
+
 // machine is a guest, or somebody who pretends to be one.
 type machine struct {
 	key crypto.Signer
@@ -109,7 +116,7 @@ type machine struct {
 }
 
 // newMachine has a fresh P-256 key and asks for no names.
-func newMachine(t testing.TB) *machine {
+func newMachine(t failer) *machine {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -118,7 +125,7 @@ func newMachine(t testing.TB) *machine {
 	return withKey(t, key, &x509.CertificateRequest{})
 }
 
-func withKey(t testing.TB, key crypto.Signer, names *x509.CertificateRequest) *machine {
+func withKey(t failer, key crypto.Signer, names *x509.CertificateRequest) *machine {
 	t.Helper()
 	csr, err := x509.CreateCertificateRequest(rand.Reader, names, key)
 	if err != nil {
@@ -132,7 +139,7 @@ func withKey(t testing.TB, key crypto.Signer, names *x509.CertificateRequest) *m
 }
 
 // asking is the same machine with a request for names.
-func (m *machine) asking(t testing.TB, names *x509.CertificateRequest) *machine {
+func (m *machine) asking(t failer, names *x509.CertificateRequest) *machine {
 	return withKey(t, m.key, names)
 }
 
@@ -147,15 +154,13 @@ func (m *machine) est(id imprint.InstanceID, token imprint.Secret) imprint.Submi
 }
 
 // confirmation is m's proof that it has leaf.
-func (m *machine) confirmation(t testing.TB, id imprint.InstanceID, gen imprint.Generation, leaf []byte) imprint.Report {
+func (m *machine) confirmation(t failer, id imprint.InstanceID, gen imprint.Generation, leaf []byte) imprint.Report {
 	t.Helper()
 	message := imprint.ConfirmationMessage(id, gen, leaf)
-	var opts crypto.SignerOpts = crypto.Hash(0) // Ed25519
-	if _, short := m.key.Public().(interface{ Equal(crypto.PublicKey) bool }); short {
-		if _, edwards := m.key.(interface{ Seed() []byte }); !edwards {
-			sum := sha256.Sum256(message)
-			message, opts = sum[:], crypto.SHA256
-		}
+	var opts crypto.SignerOpts = crypto.Hash(0)
+	if _, whole := m.key.(ed25519.PrivateKey); !whole {
+		sum := sha256.Sum256(message)
+		message, opts = sum[:], crypto.SHA256
 	}
 	signature, err := m.key.Sign(rand.Reader, message, opts)
 	if err != nil {
