@@ -313,6 +313,16 @@ func interleave(t *rapid.T) {
 			c.kill()
 		}
 	}()
+	if rapid.Bool().Draw(t, "enrolled before") {
+		for range 2 { // with an operator's consent in between, if it takes one
+			l.request(l.engines[0], l.machines[0], vouched)
+			l.settle()
+			l.approve(l.engines[1])
+			l.settle()
+		}
+		l.confirm(l.engines[0], l.machines[0])
+		l.settle()
+	}
 	for range rapid.IntRange(1, 80).Draw(t, "steps") {
 		if n := len(l.calls); n > 0 && (n == 4 || rapid.IntRange(0, 3).Draw(t, "turn") > 0) {
 			next := rapid.IntRange(0, n-1).Draw(t, "call")

@@ -1,6 +1,7 @@
 package enrol_test
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -223,4 +224,32 @@ func TestRaceOverStores(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Enrol and confirm over the store in memory, with an issuer that signs nothing.
+func BenchmarkEnrolment(b *testing.B) {
+	db := store.OpenMemory()
+	defer db.Close()
+	s := &pair{store: db}
+	e := enrol.New(enrol.Config{Store: db, Issuer: copier{}, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
+	b.ReportAllocs()
+	for n := 0; b.Loop(); n++ {
+		b.StopTimer()
+		id, m := s.reserve(b, fmt.Sprintf("web-%d", n)), newMachine(b)
+		b.StartTimer()
+		i, err := e.Enrol(b.Context(), m.up(id))
+		if err == nil {
+			err = e.Report(b.Context(), m.confirmation(b, id, 1, i.Enrolment.Certificate.DER))
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// copier makes a certificate of about the usual size.
+type copier struct{}
+
+func (copier) Issue(_ context.Context, g imprint.Grant) (imprint.Certificate, error) {
+	return imprint.Certificate{Serial: g.Serial, DER: make([]byte, 700), NotBefore: g.NotBefore, NotAfter: g.NotAfter}, nil
 }
