@@ -32,7 +32,7 @@ func (r Readers) Within(audience Readers) bool { return r&^audience == 0 }
 type Channel struct {
 	Kind              ChannelKind
 	Live              bool    // answers requests, as against one-shot media
-	Capacity          int     // bytes that one value may have; 0 is unlimited
+	Capacity          int     // bytes that one value may have in the clear; 0 is unlimited
 	Readers           Readers // who can read what the host sends
 	HostAuthenticated bool    // the guest can be sure that its own host speaks
 	Upward            bool    // the guest can report
@@ -67,6 +67,12 @@ func Channels() []Channel { return append([]Channel(nil), channels[:]...) }
 // the guest's root can use, so that the host can vouch for what comes up it.
 func (c Channel) Private() bool {
 	return c.Live && c.Upward && c.HostAuthenticated && c.Readers.Within(GuestRoot)
+}
+
+// SealedCapacity is how many bytes a value may have that travels sealed to the
+// enrolled key: the box adds a hundred bytes, and base64 a third. 0 is unlimited.
+func (c Channel) SealedCapacity() int {
+	return max(c.Capacity/4*3-128, 0)
 }
 
 // Visibility says who may read a parameter.

@@ -2,6 +2,7 @@ package imprint_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -54,6 +55,20 @@ func TestAudienceRule(t *testing.T) {
 		}
 		if imprint.MayTravel(v, 0) {
 			t.Errorf("a %s value travels to unknown readers", v)
+		}
+	}
+}
+
+// What the capacity promises must fit the frame of the serial protocol, which
+// holds 12 KiB, sealed and in base64 as well.
+func TestSealedValuesFitTheirChannel(t *testing.T) {
+	for _, c := range imprint.Channels() {
+		if c.Capacity == 0 {
+			continue
+		}
+		const box = 1 + 97 + 16 // internal/keybox: version, P-384 point, tag
+		if n := base64.StdEncoding.EncodedLen(c.SealedCapacity() + box); n > c.Capacity {
+			t.Errorf("%s: a sealed value of %d bytes takes %d of %d", c.Kind, c.SealedCapacity(), n, c.Capacity)
 		}
 	}
 }

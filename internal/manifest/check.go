@@ -151,6 +151,8 @@ func (c *checker) texts(s *imprint.Spec) {
 	for field, text := range map[string]string{"userData": s.UserData, "vendorData": s.VendorData} {
 		if len(text) > imprint.MaxUserData {
 			c.fault(field, "has %d bytes; %d are allowed", len(text), imprint.MaxUserData)
+		} else if fault := travelFault(imprint.Public, len(text), s.Channels); fault != "" {
+			c.fault(field, "%s", fault)
 		}
 	}
 	c.count("metadata", len(s.Metadata), imprint.MaxMetadata)
@@ -240,10 +242,14 @@ func travelFault(v imprint.Visibility, size int, channels []imprint.ChannelKind)
 		if !imprint.MayTravel(v, ch.Readers) && !(ch.Upward && imprint.MayTravel(v, imprint.KeyHolder)) {
 			continue
 		}
-		if ch.Capacity == 0 || size <= ch.Capacity {
+		room := ch.Capacity
+		if v != imprint.Public {
+			room = ch.SealedCapacity()
+		}
+		if ch.Capacity == 0 || size <= room {
 			return ""
 		}
-		allowed, capacity = true, max(capacity, ch.Capacity)
+		allowed, capacity = true, max(capacity, room)
 	}
 	switch {
 	case !allowed:

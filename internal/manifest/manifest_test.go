@@ -202,6 +202,7 @@ func TestCheck(t *testing.T) {
 		{Name: "b", Visibility: "mine"},
 		{Name: "b", Visibility: imprint.Public},
 	}, Metadata: map[string]string{"long": strings.Repeat("x", imprint.MaxMetadataLen+1)},
+		UserData: strings.Repeat("x", 12<<10+1),
 		Channels: []imprint.ChannelKind{imprint.VirtioSerial}}
 	spec.Params = append(spec.Params, imprint.Param{Name: "big", Visibility: imprint.Public, Value: strings.Repeat("x", 13<<10)})
 	err := manifest.Check(spec)
@@ -211,6 +212,7 @@ func TestCheck(t *testing.T) {
 	for _, want := range []string{
 		"params.private.a has its value in the spec", `params.mine.b has the visibility "mine"`, "params.public.b is there twice",
 		"metadata.long has 4097 bytes; 4096 are allowed", "params.public.big has 13312 bytes, and at most 12288 fit through virtio-serial; add the channel est",
+		"userData has 12289 bytes, and at most 12288 fit through virtio-serial",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not in: %v", want, err)
