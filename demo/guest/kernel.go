@@ -43,7 +43,7 @@ func FetchKernel(ctx context.Context, cache string) (Kernel, error) {
 		return Kernel{}, err
 	}
 	if err := download(ctx, temp); err != nil {
-		return Kernel{}, fmt.Errorf("fetch %s: %w", kernelPackage, err)
+		return Kernel{}, fmt.Errorf("fetch %s: %w; run apt-get update if apt's lists are old", kernelPackage, err)
 	}
 	if err := os.Rename(temp, dir); err != nil {
 		return Kernel{}, err
@@ -59,7 +59,7 @@ func download(ctx context.Context, dir string) error {
 	}
 	found := regexp.MustCompile(`Depends: (linux-image-(\S+-cloud-amd64))`).FindStringSubmatch(out)
 	if found == nil {
-		return fmt.Errorf("apt knows no such package; run apt-get update")
+		return fmt.Errorf("apt knows no kernel by that name")
 	}
 	pkg, abi := found[1], found[2]
 	if _, err := run(ctx, dir, "apt-get", "-q", "download", pkg); err != nil {
