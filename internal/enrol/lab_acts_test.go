@@ -291,18 +291,20 @@ func (l *lab) rescue() {
 }
 
 // Whatever two servers, the network, the clock, thieves, strangers and the
-// operator do to an enrolment, in whatever order: see the rules.
-func TestInterleavings(t *testing.T) {
+// operator do to an enrolment, in whatever order: see the rules. Long stories are
+// drawn here; interleave_test.go goes through all orders of short ones.
+func TestLab(t *testing.T) {
 	t.Parallel()
 	for range 8 {
 		t.Run("", func(t *testing.T) {
 			t.Parallel()
-			rapid.Check(t, interleave)
+			rapid.Check(t, story)
 		})
 	}
 }
 
-func interleave(t *rapid.T) {
+// story draws a life and holds it against the rules.
+func story(t *rapid.T) {
 	s := imprint.Spec{Name: "web-1", Tenant: imprint.DefaultTenant, Host: home}
 	s.Policy.Approval = rapid.IntRange(0, 3).Draw(t, "policy") == 0
 	s.Policy.Window = rapid.SampledFrom([]imprint.Duration{0, 0, imprint.Duration(2 * time.Hour)}).Draw(t, "window")

@@ -17,8 +17,8 @@ import (
 // This file runs calls of several engines as coroutines over one store and one
 // issuer. A call stops before and after every access to either; somebody else
 // decides which call goes on, and whether what it just asked for happened and
-// whether it hears so. interleaving_rules_test.go says what must hold, and
-// interleaving_acts_test.go who does what.
+// whether it hears so. lab_rules_test.go says what must hold, and
+// lab_acts_test.go who does what.
 
 // fate is what becomes of an access at which a call had stopped.
 type fate int
