@@ -20,10 +20,16 @@
 // The claimed key may repeat its request in every later state. Its signature on
 // the request proves that it is the same machine, so it needs no token for that.
 //
+// A certificate that nobody fetched in time, or that a wrong clock dated, is made
+// anew for the same key under another serial number.
+//
 // # Who else may ask
 //
 // A different key is judged by what it brings. With evidence that would have
 // been enough for a first claim (the host vouches for the channel, or the token is
-// right) it makes the enrolment contested, and everything is revoked. Without, it
-// is turned down and noted, so that a stranger cannot take a machine down.
+// right and its time is not over) it makes the enrolment contested, and
+// everything is revoked. Without, it is turned down and noted, so that a stranger
+// cannot take a machine down. Evidence is weighed before anything that depends
+// on the state, so that a stranger learns nothing either, and notes are rationed,
+// so that he cannot fill the store or push the story off the timeline.
 package enrol
