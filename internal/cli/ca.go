@@ -105,7 +105,7 @@ issuing CA. Put FILE on a medium of its own and lock it away.`,
 			// The file comes first: a path that cannot be written must not cost the key.
 			f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 			if err != nil {
-				return imprint.Errorf(imprint.Exists, "write", out, "%w", err).WithHint("name a file that does not exist yet, in a directory that you may write")
+				return fileError("write", out, err).WithHint("name a file that does not exist yet, in a directory that you may write")
 			}
 			if err := p.exportRoot(c.Context(), client, tenant(), f); err != nil {
 				f.Close()
@@ -137,11 +137,11 @@ func (p *program) exportRoot(ctx context.Context, client *api.Client, tenant imp
 	}
 	_, err = f.Write(key.Reveal())
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return imprint.Errorf(imprint.Exhausted, "write", f.Name(), "%w", err)
+		return fileError("write", f.Name(), err)
 	}
 	dir, err := os.Open(filepath.Dir(f.Name()))
 	if err != nil {
-		return imprint.Errorf(imprint.Internal, "sync", f.Name(), "%w", err)
+		return fileError("sync", f.Name(), err)
 	}
 	return errors.Join(dir.Sync(), dir.Close())
 }
@@ -151,16 +151,18 @@ func (p *program) reissueCommand(tenant func() imprint.TenantName) *cobra.Comman
 	c := &cobra.Command{
 		Use:   "reissue [--root-key FILE]",
 		Short: "Certify the issuing CA anew under the root",
-		Long: `Certify the issuing CA anew: because it nears its end, or because the tenant's
-names in the server's configuration changed. With the root key offline, bring it
-with --root-key; it is used once and not kept.`,
+		Long: `Certify the issuing CA anew, because it nears its end. With the root key offline,
+bring it with --root-key; it is used once and not kept.
+
+When a tenant's names change in the server's configuration, the server does this by
+itself as it starts, or with "imprint serve --root-key" if the key is offline.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var key imprint.Secret
 			if file != "" {
 				b, err := os.ReadFile(file)
 				if err != nil {
-					return imprint.Errorf(imprint.NotFound, "read", file, "%w", err)
+					return fileError("read", file, err)
 				}
 				key = imprint.NewSecret(b)
 			}

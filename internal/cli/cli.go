@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -165,6 +166,27 @@ func usagef(c *cobra.Command, format string, args ...any) error {
 
 // Unwrap lets the hint be found.
 func (u *usageError) Unwrap() error { return u.error }
+
+// fileError says why the file at path could not be used. Kinds: Exists, NotFound,
+// Denied, Exhausted; Unavailable for the rest.
+func fileError(op, path string, err error) *imprint.Error {
+	kind := imprint.Unavailable
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		kind = imprint.Exists
+	case errors.Is(err, fs.ErrNotExist):
+		kind = imprint.NotFound
+	case errors.Is(err, fs.ErrPermission):
+		kind = imprint.Denied
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		kind = imprint.Exhausted
+	}
+	var pathError *fs.PathError
+	if errors.As(err, &pathError) {
+		err = pathError.Err // without the path, which is said already
+	}
+	return imprint.Errorf(kind, op, path, "%w", err)
+}
 
 // exactArgs accepts exactly the arguments that names lists.
 func exactArgs(names ...string) cobra.PositionalArgs {

@@ -38,8 +38,8 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 	row(w, "Name", i.Ref)
 	row(w, "ID", i.ID)
 	row(w, "Host", i.Spec.Host)
-	row(w, "Certificate names", join(i.Spec.DNSNames, i.Spec.IPs))
-	row(w, "Channels", join(i.Spec.Channels))
+	row(w, "Certificate names", orNone(join(i.Spec.DNSNames, i.Spec.IPs)))
+	row(w, "Channels", orNone(join(i.Spec.Channels)))
 	for n, param := range i.Spec.Params {
 		label := ""
 		if n == 0 {

@@ -37,7 +37,7 @@ and spent when that machine confirms. Only the latest token counts.`,
 			if out != "-" {
 				var err error
 				if f, err = os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
-					return imprint.Errorf(imprint.Exists, "write", out, "%w", err).WithHint("name a file that does not exist yet")
+					return fileError("write", out, err).WithHint("name a file that does not exist yet, in a directory that you may write")
 				}
 			}
 			client := p.client()
@@ -56,7 +56,7 @@ and spent when that machine confirms. Only the latest token counts.`,
 			}
 			_, err = f.Write(payload.Reveal())
 			if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-				return imprint.Errorf(imprint.Exhausted, "write", out, "%w", err)
+				return fileError("write", out, err)
 			}
 			fmt.Fprintf(p.out, "payload of %s written to %s\n", args[0], out)
 			return nil
@@ -82,8 +82,12 @@ func (p *program) pipeCommand() *cobra.Command {
 				if err != nil {
 					return imprint.Errorf(imprint.Unavailable, "read", "message", "%w", err)
 				}
+				if len(message) == 0 {
+					return imprint.Errorf(imprint.Invalid, "send message to", args[0], "it is empty").
+						WithHint("write it to standard input: echo hello | imprint pipe send %s", args[0])
+				}
 				if len(message) > api.MaxPipeMessage {
-					return imprint.Errorf(imprint.Exhausted, "send", args[0], "more than %d bytes", api.MaxPipeMessage).
+					return imprint.Errorf(imprint.Exhausted, "send message to", args[0], "more than %d bytes", api.MaxPipeMessage).
 						WithHint("send it in several messages")
 				}
 				client := p.client()

@@ -56,7 +56,7 @@ copy, somewhere else.`,
 
 func (p *program) copyLog(ctx context.Context, dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return imprint.Errorf(imprint.Exists, "copy to", dir, "%w", err).WithHint("name a directory that does not exist yet")
+		return fileError("copy to", dir, err).WithHint("name a directory that does not exist yet")
 	}
 	client := p.client()
 	defer client.Close()
@@ -69,7 +69,7 @@ func (p *program) copyLog(ctx context.Context, dir string) error {
 func unpackLog(r io.Reader, dir string) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return imprint.Errorf(imprint.Internal, "copy to", dir, "%w", err)
+		return fileError("copy to", dir, err)
 	}
 	defer root.Close()
 	archive := tar.NewReader(r)
@@ -85,7 +85,7 @@ func unpackLog(r io.Reader, dir string) error {
 			return imprint.Errorf(imprint.Invalid, "copy", h.Name, "not a file that a log has")
 		}
 		if err := unpackFile(root, dir, h.Name, archive); err != nil {
-			return imprint.Errorf(imprint.Exhausted, "write", h.Name, "%w", err)
+			return fileError("write", h.Name, err)
 		}
 	}
 	return imprint.Errorf(imprint.Exhausted, "copy", "log", "more than %d files", maxLogFiles)
@@ -127,7 +127,7 @@ that was cut back to an older state shows as well.`,
 			} else {
 				tmp, err := os.MkdirTemp("", "imprint-log-")
 				if err != nil {
-					return imprint.Errorf(imprint.Exhausted, "copy", "log", "%w", err)
+					return fileError("copy log to", os.TempDir(), err)
 				}
 				defer os.RemoveAll(tmp)
 				dir = filepath.Join(tmp, "log")
@@ -176,7 +176,7 @@ func verifierKey(key, dir string) (string, error) {
 		return "", imprint.Errorf(imprint.NotFound, "read", key, "there is no verifier key").
 			WithHint("give it with --key; the server's is in what \"imprint log copy\" writes")
 	}
-	return "", imprint.Errorf(imprint.Unavailable, "read", key, "%w", err)
+	return "", fileError("read", key, err)
 }
 
 func (p *program) logListCommand() *cobra.Command {

@@ -324,7 +324,7 @@ func (p *program) readValue(file, env string) (imprint.Secret, error) {
 		if file != "" {
 			f, err := os.Open(file)
 			if err != nil {
-				return imprint.Secret{}, imprint.Errorf(imprint.NotFound, "read", file, "%w", err)
+				return imprint.Secret{}, fileError("read", file, err)
 			}
 			defer f.Close()
 			in = f

@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"imprint"
 	"imprint/internal/daemon"
 	"imprint/internal/manifest"
 	"imprint/internal/server"
@@ -30,11 +29,11 @@ func (p *program) docsCommand() *cobra.Command {
 				return err
 			}
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
-				return imprint.Errorf(imprint.Denied, "write", args[0], "%w", err)
+				return fileError("write", args[0], err)
 			}
 			for name, content := range files {
 				if err := os.WriteFile(filepath.Join(args[0], name), content, 0o644); err != nil {
-					return imprint.Errorf(imprint.Denied, "write", name, "%w", err)
+					return fileError("write", name, err)
 				}
 			}
 			return nil

@@ -5,16 +5,19 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 
+	"imprint"
 	"imprint/internal/daemon"
 )
 
 func (p *program) serveCommand() *cobra.Command {
 	var file, logLevel, data, run, name, checkIn, operator string
-	var endpoints []string
+	var endpoints, rootKeys []string
 	var etcdCA, etcdCert, etcdKey string
 	c := &cobra.Command{
 		Use:   "serve",
@@ -52,7 +55,11 @@ win over the configuration file.`,
 			if err != nil {
 				return usagef(c, "%v", err)
 			}
-			return p.serve(c.Context(), settings, logger)
+			roots, err := readRootKeys(rootKeys)
+			if err != nil {
+				return err
+			}
+			return p.serve(c.Context(), settings, roots, logger)
 		},
 	}
 	f := c.Flags()
@@ -66,14 +73,15 @@ win over the configuration file.`,
 	f.StringVar(&etcdCA, "etcd-ca", "", "CA `file` of the cluster")
 	f.StringVar(&etcdCert, "etcd-cert", "", "client certificate `file` for the cluster")
 	f.StringVar(&etcdKey, "etcd-key", "", "its key `file`")
+	f.StringArrayVar(&rootKeys, "root-key", nil, "`TENANT=FILE`: an exported root key, to certify the tenant's changed names once; repeatable")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	c.MarkFlagFilename("config", "yaml", "yml")
 	return c
 }
 
-func (p *program) serve(ctx context.Context, s *daemon.Settings, logger *slog.Logger) error {
-	klog.SetSlogLogger(slog.New(chatter{logger.Handler()})) // the issuance log's library logs there
-	d, err := daemon.Open(ctx, s, daemon.Options{Version: version(), Logger: logger, Serving: func() {
+func (p *program) serve(ctx context.Context, s *daemon.Settings, roots map[imprint.TenantName]imprint.Secret, logger *slog.Logger) error {
+	klog.SetSlogLogger(daemon.Chatter(logger)) // the issuance log's library logs there
+	d, err := daemon.Open(ctx, s, daemon.Options{Version: version(), Logger: logger, RootKeys: roots, Serving: func() {
 		if isTerminal(p.err) {
 			fmt.Fprintf(p.err, "imprint serves machines on %s; Ctrl-C ends it.\nElsewhere: export IMPRINT_SOCKET=%s; imprint create -f FILE\n", s.Name, s.Socket)
 		}
@@ -84,32 +92,23 @@ func (p *program) serve(ctx context.Context, s *daemon.Settings, logger *slog.Lo
 	return d.Run(ctx)
 }
 
-// chatter takes what a library says about itself for debugging only.
-type chatter struct{ slog.Handler }
-
-func (c chatter) lower(l slog.Level) slog.Level {
-	if l == slog.LevelInfo {
-		return slog.LevelDebug
+// readRootKeys reads the files of TENANT=FILE.
+func readRootKeys(args []string) (map[imprint.TenantName]imprint.Secret, error) {
+	keys := map[imprint.TenantName]imprint.Secret{}
+	for _, arg := range args {
+		tenant, file, ok := strings.Cut(arg, "=")
+		if !ok {
+			return nil, imprint.Errorf(imprint.Invalid, "read", "--root-key "+arg, "it is not TENANT=FILE").
+				WithHint("write it like --root-key default=root.pem")
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fileError("read", file, err)
+		}
+		keys[imprint.TenantName(tenant)] = imprint.NewSecret(b)
 	}
-	return l
+	return keys, nil
 }
-
-// Enabled implements [slog.Handler].
-func (c chatter) Enabled(ctx context.Context, l slog.Level) bool {
-	return c.Handler.Enabled(ctx, c.lower(l))
-}
-
-// Handle implements [slog.Handler].
-func (c chatter) Handle(ctx context.Context, r slog.Record) error {
-	r.Level = c.lower(r.Level)
-	return c.Handler.Handle(ctx, r)
-}
-
-// WithAttrs implements [slog.Handler].
-func (c chatter) WithAttrs(a []slog.Attr) slog.Handler { return chatter{c.Handler.WithAttrs(a)} }
-
-// WithGroup implements [slog.Handler].
-func (c chatter) WithGroup(name string) slog.Handler { return chatter{c.Handler.WithGroup(name)} }
 
 // newLogger writes lines for people to a terminal and JSON elsewhere.
 func newLogger(w io.Writer, level string) (*slog.Logger, error) {

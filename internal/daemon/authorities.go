@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"log/slog"
 	"reflect"
 	"slices"
@@ -73,6 +74,7 @@ type authorities struct {
 	docs    documents
 	revoked revocations
 	keys    sealer
+	roots   map[imprint.TenantName]imprint.Secret // brought along for this start, PEM
 	custody custody
 	log     ca.Appender
 	logger  *slog.Logger
@@ -123,7 +125,7 @@ func (a *authorities) openTenant(ctx context.Context, p ca.Profile) error {
 			err = a.create(ctx, p)
 		case err == nil && !sameScope(doc.Material.Profile, p):
 			a.logger.InfoContext(ctx, "certifying the issuing CA anew: the tenant's names changed", "tenant", p.Tenant.Name)
-			err = a.reissue(ctx, doc, revision, p, imprint.Secret{})
+			err = a.reissue(ctx, doc, revision, p, a.roots[p.Tenant.Name])
 		case err == nil:
 			doc.Material.CRL = p.CRL // goes into leaves only, so it needs no new CA
 			return a.use(ctx, doc)
@@ -175,18 +177,25 @@ func (a *authorities) create(ctx context.Context, p ca.Profile) error {
 	return writeDocument(ctx, a.docs, doc.name(), doc, 0)
 }
 
-// reissue certifies the issuing key for p under the root key, which is rootKey
-// or, if that is empty, the one in the store.
+// reissue certifies the issuing key for p under the root key, which is rootKey,
+// PKCS #8 in PEM, or, if that is empty, the one in the store.
 func (a *authorities) reissue(ctx context.Context, doc *caDocument, revision int64, p ca.Profile, rootKey imprint.Secret) error {
 	if rootKey.IsZero() {
 		if doc.Root == nil {
 			return imprint.Errorf(imprint.Denied, "certify", "issuing CA", "the tenant's names in the configuration changed, and the root key is offline").
-				WithHint("restore the names, or bring the key: imprint ca reissue --tenant %s --root-key FILE", doc.Tenant)
+				WithHint("restore the names, or bring the key once: imprint serve --root-key %s=FILE", doc.Tenant)
 		}
 		var err error
 		if rootKey, err = a.keys.Open(doc.Root, doc.sealContext("root")); err != nil {
 			return err
 		}
+	} else {
+		block, _ := pem.Decode(rootKey.Reveal())
+		if block == nil || block.Type != "PRIVATE KEY" {
+			return imprint.Errorf(imprint.Invalid, "reissue", "CA of tenant "+string(doc.Tenant), "the root key is not PKCS #8 in PEM").
+				WithHint("bring the file that imprint ca export-root wrote")
+		}
+		rootKey = imprint.NewSecret(block.Bytes)
 	}
 	root, err := ca.ParseKey(rootKey)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -36,6 +37,9 @@ type Options struct {
 	Version string           // shown to clients
 	Logger  *slog.Logger     // nil discards
 	Now     func() time.Time // nil is time.Now; deadlines on the wire are real time always
+	// RootKeys are exported root keys in PEM, for tenants whose names changed
+	// while their root key is offline; they are used once and not kept.
+	RootKeys map[imprint.TenantName]imprint.Secret
 	// Serving is called once when all listeners are open; nil is nothing.
 	Serving func()
 }
@@ -148,10 +152,17 @@ func makeDirs(s *Settings) error {
 }
 
 func openStore(ctx context.Context, s *Settings, logger *slog.Logger) (*store.Store, error) {
-	if c := s.Store; len(c.Endpoints) > 0 {
-		return store.OpenCluster(ctx, store.Cluster{Endpoints: c.Endpoints, CA: c.CA, Cert: c.Cert, Key: c.Key, Logger: logger})
+	logger = Chatter(logger)
+	c := s.Store
+	if len(c.Endpoints) == 0 {
+		return store.OpenEmbedded(ctx, store.Embedded{Dir: filepath.Join(s.Data, "etcd"), Logger: logger})
 	}
-	return store.OpenEmbedded(ctx, store.Embedded{Dir: filepath.Join(s.Data, "etcd"), Logger: logger})
+	opened, err := store.OpenCluster(ctx, store.Cluster{Endpoints: c.Endpoints, CA: c.CA, Cert: c.Cert, Key: c.Key, Logger: logger})
+	var e *imprint.Error
+	if errors.As(err, &e) && e.Kind == imprint.Unavailable && imprint.HintOf(err) == "" {
+		return nil, e.WithHint("see whether etcd runs there and answers: etcdctl --endpoints %s endpoint health", strings.Join(c.Endpoints, ","))
+	}
+	return opened, err
 }
 
 // openLog opens this server's issuance log; its key is sealed in the store.
@@ -161,14 +172,32 @@ func (d *Daemon) openLog(ctx context.Context) error {
 		return err
 	}
 	d.logKey = verifier
+	if err := checkLogName(d.logDir(), d.settings.Name); err != nil {
+		return err
+	}
 	d.log, err = ca.OpenLog(ctx, ca.LogConfig{Dir: d.logDir(), Key: key, Now: d.Now, Logger: d.Logger})
 	return err
+}
+
+// checkLogName refuses to go on with the log of a server of another name: a host
+// that was renamed would seem to have a log that somebody forged.
+func checkLogName(dir, name string) error {
+	b, err := os.ReadFile(filepath.Join(dir, checkpointFile))
+	if err != nil {
+		return nil // a new log, or one that cannot be read: whoever opens it says so
+	}
+	origin, _, _ := strings.Cut(string(b), "\n")
+	if was, ours := strings.CutPrefix(origin, "imprint/"); ours && was != name {
+		return imprint.Errorf(imprint.Conflict, "open", "issuance log "+dir, "it is the log of a server called %s, and this one is called %s", was, name).
+			WithHint("keep the old name: write name: %s into the configuration, or use --name", was)
+	}
+	return nil
 }
 
 func (d *Daemon) logDir() string { return filepath.Join(d.settings.Data, "log") }
 
 func (d *Daemon) openAuthorities(ctx context.Context) error {
-	d.authorities = &authorities{docs: d.store, revoked: d.store, keys: d.keys, log: d.log, logger: d.Logger, now: d.Now}
+	d.authorities = &authorities{docs: d.store, revoked: d.store, keys: d.keys, roots: d.RootKeys, log: d.log, logger: d.Logger, now: d.Now}
 	d.authorities.custody = sealedCustody{d.keys}
 	if d.settings.Signer != "" {
 		d.signer = signer.NewClient(d.settings.Signer)

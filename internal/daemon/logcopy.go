@@ -4,10 +4,12 @@ import (
 	"archive/tar"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"imprint"
 )
@@ -17,8 +19,12 @@ import (
 const VerifierFile = "verifier.key"
 
 // checkpointFile is what a log's tree is judged by; it goes first, so that all
-// that it covers is in the copy.
-const checkpointFile = "checkpoint"
+// that it covers is in the copy. stateFile says how far the tree goes; that of
+// the server may be ahead, so a copy has one made from its checkpoint.
+const (
+	checkpointFile = "checkpoint"
+	stateFile      = ".state/treeState"
+)
 
 // issuanceLog gives copies of the log in dir.
 type issuanceLog struct{ dir, verifier string }
@@ -28,7 +34,7 @@ func (l issuanceLog) WriteTar(ctx context.Context, w io.Writer) error {
 	out := tar.NewWriter(w)
 	err := writeEntry(out, VerifierFile, []byte(l.verifier+"\n"))
 	if err == nil {
-		err = l.copyFile(out, checkpointFile)
+		err = l.copyCheckpoint(out)
 	}
 	if err == nil {
 		err = l.copyTree(ctx, out)
@@ -37,6 +43,26 @@ func (l issuanceLog) WriteTar(ctx context.Context, w io.Writer) error {
 		return imprint.Errorf(imprint.Unavailable, "copy", "issuance log", "%w", err)
 	}
 	return nil
+}
+
+// copyCheckpoint copies the checkpoint: origin, size and root hash in base64 on a
+// line each, and signatures (C2SP tlog-checkpoint).
+func (l issuanceLog) copyCheckpoint(out *tar.Writer) error {
+	b, err := os.ReadFile(filepath.Join(l.dir, checkpointFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing was issued yet
+	}
+	if err != nil {
+		return err
+	}
+	if err := writeEntry(out, checkpointFile, b); err != nil {
+		return err
+	}
+	lines := strings.SplitN(string(b), "\n", 4)
+	if len(lines) < 4 {
+		return nil // whoever verifies the copy says so
+	}
+	return writeEntry(out, stateFile, fmt.Appendf(nil, `{"size":%s,"root":"%s"}`, lines[1], lines[2]))
 }
 
 func (l issuanceLog) copyTree(ctx context.Context, out *tar.Writer) error {

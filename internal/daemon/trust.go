@@ -88,14 +88,6 @@ func (t trust) Drop(ctx context.Context, name imprint.TenantName, by string) err
 
 // Reissue certifies the issuing CA anew. A zero key means the one on the server.
 func (t trust) Reissue(ctx context.Context, name imprint.TenantName, key imprint.Secret, by string) (*api.Authority, error) {
-	if !key.IsZero() {
-		block, _ := pem.Decode(key.Reveal())
-		if block == nil || block.Type != "PRIVATE KEY" {
-			return nil, imprint.Errorf(imprint.Invalid, "reissue", "CA of tenant "+string(name), "the root key is not PKCS #8 in PEM").
-				WithHint("bring the file that imprint ca export-root wrote")
-		}
-		key = imprint.NewSecret(block.Bytes)
-	}
 	a, err := t.tenant(name)
 	if err != nil {
 		return nil, err
@@ -103,6 +95,10 @@ func (t trust) Reissue(ctx context.Context, name imprint.TenantName, key imprint
 	doc, revision, err := t.document(ctx, name)
 	if err != nil {
 		return nil, err
+	}
+	if doc.Root == nil && key.IsZero() {
+		return nil, imprint.Errorf(imprint.Conflict, "reissue", "CA of tenant "+string(name), "the root key is offline").
+			WithHint("bring it: imprint ca reissue --tenant %s --root-key FILE", name)
 	}
 	if err := t.reissue(ctx, doc, revision, a.doc.Material.Profile, key); err != nil {
 		return nil, err
