@@ -76,8 +76,8 @@ func Open(m Material, keys Keys, log Appender) (*Authority, error) {
 		if err := cert.CheckSignatureFrom(root); err != nil {
 			return bad("issuing certificate: %w", err)
 		}
-		if !cert.IsCA || !cert.MaxPathLenZero || !cert.PermittedDNSDomainsCritical {
-			return bad("issuing certificate: without path length 0 and critical name constraints")
+		if !cert.IsCA || !cert.MaxPathLenZero || len(cert.PermittedDNSDomains) == 0 {
+			return bad("issuing certificate: without path length 0 and name constraints")
 		}
 		a.issuing = append(a.issuing, cert)
 		a.issuers.AddCert(cert)

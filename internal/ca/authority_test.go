@@ -91,6 +91,12 @@ func TestMaterialSurvivesJSON(t *testing.T) {
 func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
 	c, other := newTestCA(t, testProfile()), newTestCA(t, testProfile())
+	free := *c.issuing[0] // of constraints
+	free.PermittedDNSDomains, free.PermittedURIDomains, free.PermittedIPRanges, free.ExtraExtensions = nil, nil, nil, nil
+	unconstrained, err := x509.CreateCertificate(rand.Reader, &free, c.Authority.root, free.PublicKey, c.root)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, test := range map[string]struct {
 		change func(*Material, *Keys)
 		kind   imprint.Kind
@@ -100,6 +106,7 @@ func TestOpenRefuses(t *testing.T) {
 		"another root":           {func(m *Material, _ *Keys) { m.Root = other.material.Root }, imprint.Invalid},
 		"another issuing CA":     {func(m *Material, _ *Keys) { m.Issuing = other.material.Issuing }, imprint.Invalid},
 		"a leaf as issuing CA":   {func(m *Material, _ *Keys) { m.Issuing = [][]byte{m.Root} }, imprint.Invalid},
+		"an unconstrained CA":    {func(m *Material, _ *Keys) { m.Issuing = [][]byte{m.Issuing[0], unconstrained} }, imprint.Invalid},
 		"no issuing CA":          {func(m *Material, _ *Keys) { m.Issuing = nil }, imprint.Invalid},
 		"not a certificate":      {func(m *Material, _ *Keys) { m.Root = []byte("x") }, imprint.Invalid},
 		"an endpoint more":       {func(m *Material, _ *Keys) { m.Endpoints = append(slices.Clone(m.Endpoints), "new.example") }, imprint.Conflict},

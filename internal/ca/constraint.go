@@ -52,8 +52,10 @@ func (p *Profile) checkNames() error {
 // constrain writes p as name constraints (RFC 5280 section 4.2.1.10) into an
 // issuing CA. Since the loopback names are always permitted, there is always a
 // permitted subtree for DNS, IPv4 and IPv6, and so nothing else of these types.
+//
+// The extension is not critical, against that section: strongSwan 5.9 and others
+// that cannot read it would refuse the whole CA (docs/decisions/0009).
 func (p *Profile) constrain(template *x509.Certificate) {
-	template.PermittedDNSDomainsCritical = true
 	template.PermittedDNSDomains = slices.Clone(p.Tenant.Domains)
 	template.PermittedURIDomains = []string{p.TrustDomain}
 	for _, n := range p.Tenant.Networks {

@@ -8,9 +8,9 @@
 // A root CA signs nothing but issuing CAs, so that its key can be taken
 // offline: an [Authority] runs on the issuing key alone, and [Reissue] needs the
 // root key back only to change what the issuing CA may name. The issuing CA has
-// path length 0 and critical name constraints: the tenant's DNS domains and
-// networks, the host names and addresses of the check-in endpoint, and the trust
-// domain for URIs. A machine never gets a certificate for an endpoint's name,
+// path length 0 and name constraints: the tenant's DNS domains and networks, the
+// host names and addresses of the check-in endpoint, and the trust domain for
+// URIs. A machine never gets a certificate for an endpoint's name,
 // although the constraint permits it: it could pose as the server.
 //
 // # What is in a certificate
