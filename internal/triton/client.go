@@ -38,13 +38,18 @@ type ClientOptions struct {
 	Quiet time.Duration
 	// Hello is how long to wait for the answer to a reset or a negotiation; 0 is 2 s.
 	Hello time.Duration
-	// Reply is how long to wait for a reply before the request is sent again;
-	// 0 is 40 s: a host may think for 30 s and the largest frame takes 1.5 s at 115200 baud.
+	// Reply is how long a reply may keep silent before the request is sent
+	// again; 0 is 8 s. A slow line is not silent, and a host that thinks for
+	// longer finds the request repeated, which costs nothing.
 	Reply time.Duration
 	// Pause is how long to wait before opening the stream again; it doubles up
 	// to [maxPause] while that fails. 0 is 100 ms.
 	Pause time.Duration
 }
+
+// maxReply limits for how long a line that is not silent may keep from replying,
+// in multiples of [ClientOptions.Reply].
+const maxReply = 5
 
 // maxPause limits the pause between two attempts to open the stream.
 const maxPause = time.Second
@@ -58,7 +63,7 @@ func (o ClientOptions) withDefaults() ClientOptions {
 		def time.Duration
 	}{
 		{&o.Quiet, 100 * time.Millisecond}, {&o.Hello, 2 * time.Second},
-		{&o.Reply, 40 * time.Second}, {&o.Pause, 100 * time.Millisecond},
+		{&o.Reply, 8 * time.Second}, {&o.Pause, 100 * time.Millisecond},
 	} {
 		if *d.v == 0 {
 			*d.v = d.def
@@ -200,10 +205,10 @@ func (c *Client) attempt(ctx context.Context, code Code, payload []byte) (Frame,
 	if err != nil {
 		return Frame{}, err
 	}
-	deadline := time.NewTimer(c.o.Reply)
-	defer deadline.Stop()
+	silence := time.NewTimer(c.o.Reply)
+	defer silence.Stop()
 	for {
-		line, err := c.link.line(ctx, deadline.C)
+		line, err := c.link.line(ctx, silence, c.o.Reply)
 		if err != nil {
 			return Frame{}, err
 		}

@@ -70,8 +70,10 @@ func (l *link) send(ctx context.Context, b []byte, limit time.Duration) error {
 	return err
 }
 
-// line returns the next line; errSilent after deadline.
-func (l *link) line(ctx context.Context, deadline <-chan time.Time) ([]byte, error) {
+// line returns the next line; errSilent after deadline, which whatever arrives
+// puts off to extend from then (0: not at all), within reason.
+func (l *link) line(ctx context.Context, deadline *time.Timer, extend time.Duration) ([]byte, error) {
+	begun := time.Now()
 	for {
 		line, rest, ok := l.lines.next(l.rest)
 		l.rest = rest
@@ -84,7 +86,10 @@ func (l *link) line(ctx context.Context, deadline <-chan time.Time) ([]byte, err
 				return nil, l.err
 			}
 			l.rest = chunk
-		case <-deadline:
+			if time.Since(begun) < maxReply*extend {
+				deadline.Reset(extend)
+			}
+		case <-deadline.C:
 			return nil, errSilent
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
@@ -98,7 +103,7 @@ func (l *link) expect(ctx context.Context, want string, limit time.Duration) err
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
 	for {
-		line, err := l.line(ctx, deadline.C)
+		line, err := l.line(ctx, deadline, 0)
 		if err != nil || string(line) == want {
 			return err
 		}
