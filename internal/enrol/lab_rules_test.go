@@ -154,6 +154,10 @@ func (l *lab) checkClaim(c *call, before, after *imprint.Instance, change *impri
 		if string(next.PublicKey) != string(is.Claim.PublicKey) || next.ApprovedBy != is.Claim.ApprovedBy || is.State != was.State {
 			fatal("a repeated request has an effect")
 		}
+		rightToken := c.enrols.Witness == "" && imprint.DigestOf(c.enrols.Token.Reveal()) == was.TokenHash
+		if rightToken && !was.State.Enrolled() && len(change.Events) > 0 {
+			fatal("a lost reply is not given again")
+		}
 		if is.Claim.Serial != was.Claim.Serial && !c.now.Before(was.Claim.NotBefore.Add(Backdate)) && c.now.Before(was.Claim.NotBefore.Add(was.Claim.NotAfter.Sub(was.Claim.NotBefore)/2)) {
 			fatal("a renewal comes too early")
 		}

@@ -198,3 +198,21 @@ func TestApprovalHasAName(t *testing.T) {
 		t.Errorf("renewal: %v", err)
 	}
 }
+
+// An operator who comes back from leave approves a certificate that begins to
+// live then.
+func TestLateApproval(t *testing.T) {
+	t.Parallel()
+	w, m := newWorld(), newMachine(t)
+	id := w.reserve(t, func(s *imprint.Spec) { s.Policy.Approval = true })
+	_, err := w.engine.Enrol(t.Context(), m.up(id))
+	wantKind(t, err, imprint.Pending)
+	w.now = w.now.Add(30 * 24 * time.Hour)
+	i, err := w.engine.Approve(t.Context(), id, "ann")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := i.Enrolment.Certificate; !c.NotAfter.Equal(w.now.Add(enrol.DefaultLifetime)) || len(w.signer.grants) != 1 {
+		t.Errorf("at %s it is valid from %s to %s", w.now, c.NotBefore, c.NotAfter)
+	}
+}
