@@ -2,7 +2,6 @@ package enrol_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"iter"
 	"slices"
@@ -15,23 +14,28 @@ import (
 // life is one generation of an instance.
 type life = binding
 
+// fixture is what a claim fixed under a serial number.
+type fixture struct {
+	life
+	notAfter time.Time
+}
+
 // oracle watches a world and knows what must never happen, whatever the order
 // of events. It looks at every write, every signature and every reply.
 type oracle struct {
 	w      *world
 	faults []string
 
-	claimed map[life]imprint.KeyID                       // by the first write that said so
-	claims  map[imprint.Serial]life                      // numbers that a claim fixed
-	signed  map[life]map[imprint.KeyID]bool              // keys that the signer was given
-	stored  map[imprint.Serial]string                    // certificates that a write stored
-	left    map[life]map[imprint.Serial]imprint.Lifespan // certificates that a reply had
+	claimed map[life]imprint.KeyID          // by the first write that said so
+	claims  map[imprint.Serial]fixture      // numbers that a claim fixed and that may be signed
+	signed  map[life]map[imprint.KeyID]bool // keys that the signer was given
+	stored  map[imprint.Serial]string       // certificates that a write stored
 }
 
 func watch(w *world) *oracle {
 	o := &oracle{
-		w: w, claimed: map[life]imprint.KeyID{}, claims: map[imprint.Serial]life{}, signed: map[life]map[imprint.KeyID]bool{},
-		stored: map[imprint.Serial]string{}, left: map[life]map[imprint.Serial]imprint.Lifespan{},
+		w: w, claimed: map[life]imprint.KeyID{}, claims: map[imprint.Serial]fixture{}, signed: map[life]map[imprint.KeyID]bool{},
+		stored: map[imprint.Serial]string{},
 	}
 	w.store.committed = o.written
 	w.signer.asked = o.asked
@@ -52,14 +56,8 @@ var moves = map[imprint.State][]imprint.State{
 	imprint.Closed:    {imprint.InDispute, imprint.Revoked},
 }
 
-// strangerKey marks the context of somebody who has nothing to show.
-type strangerKey struct{}
-
-func (o *oracle) written(ctx context.Context, before, after *imprint.Instance, c *imprint.Change) {
+func (o *oracle) written(before, after *imprint.Instance, c *imprint.Change) {
 	was, is := &before.Enrolment, &after.Enrolment
-	if ctx.Value(strangerKey{}) != nil && !sameJSON(was, is) {
-		o.fault("a stranger moved %s to %s", was.State, is.State)
-	}
 	if !c.Keep {
 		var wake time.Time
 		if is.State == imprint.Reserved || is.State == imprint.Delivered {
@@ -90,7 +88,9 @@ func (o *oracle) written(ctx context.Context, before, after *imprint.Instance, c
 			o.fault("the claim's key changed")
 		}
 		o.claimed[l] = is.Claim.Key
-		o.claims[is.Claim.Serial] = l
+		if !is.Claim.NeedsApproval || is.Claim.ApprovedBy != "" {
+			o.claims[is.Claim.Serial] = fixture{l, is.Claim.NotAfter}
+		}
 	}
 	if is.Certificate != nil && (was.Certificate == nil || string(was.Certificate.DER) != string(is.Certificate.DER)) {
 		switch {
@@ -110,22 +110,12 @@ func (o *oracle) written(ctx context.Context, before, after *imprint.Instance, c
 	}
 }
 
-func sameJSON(a, b any) bool {
-	x, errX := json.Marshal(a)
-	y, errY := json.Marshal(b)
-	return errX == nil && errY == nil && string(x) == string(y)
-}
-
-// ended checks that nothing that left for l can be used any more.
+// ended checks that nothing that was or may be signed for l can be used any more.
 func (o *oracle) ended(l life) {
-	for serial := range o.left[l] {
-		o.checkRevoked(l, serial)
-	}
-}
-
-func (o *oracle) checkRevoked(l life, serial imprint.Serial) {
-	if _, revoked := o.w.store.revoked[serial]; !revoked && o.w.now.Before(o.left[l][serial].NotAfter) {
-		o.fault("generation %d ended; certificate %s is out and can be used", l.gen, serial)
+	for serial, f := range o.claims {
+		if _, revoked := o.w.store.revoked[serial]; f.life == l && !revoked && o.w.now.Before(f.notAfter) {
+			o.fault("generation %d ended, but not its certificate %s", l.gen, serial)
+		}
 	}
 }
 
@@ -138,7 +128,7 @@ func (o *oracle) asked(g imprint.Grant) {
 	if len(o.signed[l]) > 1 {
 		o.fault("two keys were signed for generation %d", g.Generation)
 	}
-	if o.claims[g.Serial] != l {
+	if o.claims[g.Serial].life != l {
 		o.fault("signed before it was claimed")
 	}
 }
@@ -150,7 +140,6 @@ func (o *oracle) replied(m *machine, s imprint.Submission, i *imprint.Instance, 
 		return
 	}
 	cert := i.Enrolment.Certificate
-	l := life{i.ID, i.Generation}
 	switch {
 	case cert == nil:
 		o.fault("granted without a certificate")
@@ -160,12 +149,8 @@ func (o *oracle) replied(m *machine, s imprint.Submission, i *imprint.Instance, 
 	case o.stored[cert.Serial] != string(cert.DER):
 		o.fault("a certificate left that was not stored")
 	}
-	if o.left[l] == nil {
-		o.left[l] = map[imprint.Serial]imprint.Lifespan{}
-	}
-	o.left[l][cert.Serial] = imprint.Lifespan{Serial: cert.Serial, NotAfter: cert.NotAfter}
 	if now := o.w.get(s.Instance); now.Generation != i.Generation || !now.Enrolment.State.Open() {
-		o.checkRevoked(l, cert.Serial) // it was decided just before the end
+		o.ended(life{i.ID, i.Generation}) // it was decided just before
 	}
 }
 
@@ -173,9 +158,6 @@ func (o *oracle) replied(m *machine, s imprint.Submission, i *imprint.Instance, 
 func (o *oracle) refused(m *machine, s imprint.Submission, err error) {
 	i := o.w.get(s.Instance)
 	c := i.Enrolment.Claim
-	if imprint.KindOf(err) == imprint.Invalid {
-		return // for its names, before there was a first claim
-	}
 	if s.Witness != i.Spec.Host || s.Generation != i.Generation || c == nil || c.Key == m.id || !i.Enrolment.State.Open() {
 		return
 	}

@@ -102,12 +102,6 @@ func (w *world) last(id imprint.InstanceID) imprint.Event {
 	return events[len(events)-1]
 }
 
-// failer is what helpers need of a test, a property's included.
-type failer interface {
-	Helper()
-	Fatal(...any)
-}
-
 // machine is a guest, or somebody who pretends to be one.
 type machine struct {
 	key crypto.Signer
@@ -116,7 +110,7 @@ type machine struct {
 }
 
 // newMachine has a fresh P-256 key and asks for no names.
-func newMachine(t failer) *machine {
+func newMachine(t testing.TB) *machine {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -125,7 +119,7 @@ func newMachine(t failer) *machine {
 	return withKey(t, key, &x509.CertificateRequest{})
 }
 
-func withKey(t failer, key crypto.Signer, names *x509.CertificateRequest) *machine {
+func withKey(t testing.TB, key crypto.Signer, names *x509.CertificateRequest) *machine {
 	t.Helper()
 	csr, err := x509.CreateCertificateRequest(rand.Reader, names, key)
 	if err != nil {
@@ -139,7 +133,7 @@ func withKey(t failer, key crypto.Signer, names *x509.CertificateRequest) *machi
 }
 
 // asking is the same machine with a request for names.
-func (m *machine) asking(t failer, names *x509.CertificateRequest) *machine {
+func (m *machine) asking(t testing.TB, names *x509.CertificateRequest) *machine {
 	return withKey(t, m.key, names)
 }
 
@@ -154,7 +148,7 @@ func (m *machine) est(id imprint.InstanceID, token imprint.Secret) imprint.Submi
 }
 
 // confirmation is m's proof that it has leaf.
-func (m *machine) confirmation(t failer, id imprint.InstanceID, gen imprint.Generation, leaf []byte) imprint.Report {
+func (m *machine) confirmation(t testing.TB, id imprint.InstanceID, gen imprint.Generation, leaf []byte) imprint.Report {
 	t.Helper()
 	message := imprint.ConfirmationMessage(id, gen, leaf)
 	var opts crypto.SignerOpts = crypto.Hash(0)
@@ -233,7 +227,7 @@ type ledger struct {
 	revoked map[imprint.Serial]imprint.Revocation
 	updates int
 	// committed is told about every write.
-	committed func(ctx context.Context, before, after *imprint.Instance, c *imprint.Change)
+	committed func(before, after *imprint.Instance, c *imprint.Change)
 }
 
 type entry struct {
@@ -316,7 +310,7 @@ func (l *ledger) Update(ctx context.Context, id imprint.InstanceID, decide func(
 			after = before
 		}
 		pause(ctx, "write")
-		stored, err := l.commit(ctx, before, after, &c)
+		stored, err := l.commit(before, after, &c)
 		if stored || err != nil {
 			if err != nil {
 				return nil, err
@@ -328,7 +322,7 @@ func (l *ledger) Update(ctx context.Context, id imprint.InstanceID, decide func(
 }
 
 // commit writes if nobody else did since before was read.
-func (l *ledger) commit(ctx context.Context, before, after *imprint.Instance, c *imprint.Change) (bool, error) {
+func (l *ledger) commit(before, after *imprint.Instance, c *imprint.Change) (bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.records[before.ID]
@@ -355,7 +349,7 @@ func (l *ledger) commit(ctx context.Context, before, after *imprint.Instance, c 
 	}
 	l.append(e, after, c.Events)
 	if l.committed != nil {
-		l.committed(ctx, before, e.instance(), c)
+		l.committed(before, e.instance(), c)
 	}
 	return true, nil
 }

@@ -58,6 +58,16 @@ var scenes = map[string]func(*scene){
 		s.asks(0, s.m, s.m.up(s.id))
 		s.does("rebirth", func(ctx context.Context) { s.engines[1].Rebirth(ctx, s.id, "ann") })
 	},
+	"a machine and its successor": func(s *scene) {
+		s.asks(0, s.m, s.m.up(s.id))
+		s.does("rebirth and ask", func(ctx context.Context) {
+			pause(ctx, "read")
+			s.engines[1].Rebirth(s.t.Context(), s.id, "ann") // in one turn
+			sub := s.rogue.up(s.id)
+			i, err := s.engines[1].Enrol(ctx, sub)
+			s.o.replied(s.rogue, sub, i, err)
+		})
+	},
 	"a machine and a new token": func(s *scene) {
 		s.asks(0, s.m, s.m.est(s.id, token(s.t, s.w, s.id)))
 		s.does("token", func(ctx context.Context) { s.engines[1].Token(ctx, s.id, time.Hour) })
@@ -122,9 +132,11 @@ func (s *scene) waiting() {
 	wantKind(s.t, err, imprint.Pending)
 }
 
-// TestEveryInterleaving goes through all orders in which two servers can take
+// TestEveryInterleaving is the small and complete companion of
+// TestInterleavings. It goes through all orders in which two servers can take
 // turns, without a crash and with one of them crashing, or its reply getting
-// lost, at each place. Afterwards the machine whose claim stands asks again and
+// lost, at each place. Its signer never makes the same bytes twice, as one that
+// is not deterministic would not, so that it shows whose certificate left. Afterwards the machine whose claim stands asks again and
 // gets through.
 func TestEveryInterleaving(t *testing.T) {
 	t.Parallel()
