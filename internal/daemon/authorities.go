@@ -122,15 +122,20 @@ func (a *authorities) openTenant(ctx context.Context, p ca.Profile) error {
 		doc, revision, err := a.document(ctx, p.Tenant.Name)
 		switch {
 		case imprint.KindOf(err) == imprint.NotFound:
-			err = a.create(ctx, p)
+			doc = &caDocument{Tenant: p.Tenant.Name}
+			err = a.create(ctx, doc, p)
 		case err == nil && !sameScope(doc.Material.Profile, p):
 			a.logger.InfoContext(ctx, "certifying the issuing CA anew: the tenant's names changed", "tenant", p.Tenant.Name)
-			err = a.reissue(ctx, doc, revision, p, a.roots[p.Tenant.Name])
+			err = a.reissue(ctx, doc, p, a.roots[p.Tenant.Name])
 		case err == nil:
 			doc.Material.CRL = p.CRL // goes into leaves only, so it needs no new CA
 			return a.use(ctx, doc)
 		}
+		if err != nil {
+			return err
+		}
 		// Written, by us or by another server: read what stands there now.
+		err = writeDocument(ctx, a.docs, doc.name(), doc, revision)
 		if err != nil && imprint.KindOf(err) != imprint.Conflict {
 			return err
 		}
@@ -153,8 +158,8 @@ func (a *authorities) reload(ctx context.Context, name imprint.TenantName) error
 	return a.use(ctx, doc)
 }
 
-func (a *authorities) create(ctx context.Context, p ca.Profile) error {
-	doc := &caDocument{Tenant: p.Tenant.Name}
+// create makes a new authority in doc.
+func (a *authorities) create(ctx context.Context, doc *caDocument, p ca.Profile) error {
 	keys, err := a.custody.Keys(ctx, doc)
 	if err != nil {
 		return err
@@ -171,15 +176,12 @@ func (a *authorities) create(ctx context.Context, p ca.Profile) error {
 		return err
 	}
 	doc.Material, err = ca.Create(p, ca.CreateKeys{Root: root, Issuing: keys.Issuing.Public(), SSH: keys.SSH.Public()}, a.now())
-	if err != nil {
-		return err
-	}
-	return writeDocument(ctx, a.docs, doc.name(), doc, 0)
+	return err
 }
 
-// reissue certifies the issuing key for p under the root key, which is rootKey,
+// reissue certifies doc's issuing key for p under the root key, which is rootKey,
 // PKCS #8 in PEM, or, if that is empty, the one in the store.
-func (a *authorities) reissue(ctx context.Context, doc *caDocument, revision int64, p ca.Profile, rootKey imprint.Secret) error {
+func (a *authorities) reissue(ctx context.Context, doc *caDocument, p ca.Profile, rootKey imprint.Secret) error {
 	if rootKey.IsZero() {
 		if doc.Root == nil {
 			return imprint.Errorf(imprint.Denied, "certify", "issuing CA", "the tenant's names in the configuration changed, and the root key is offline").
@@ -205,10 +207,8 @@ func (a *authorities) reissue(ctx context.Context, doc *caDocument, revision int
 	if err != nil {
 		return err
 	}
-	if doc.Material, err = ca.Reissue(doc.Material, p, root, keys.Issuing.Public(), a.now()); err != nil {
-		return err
-	}
-	return writeDocument(ctx, a.docs, doc.name(), doc, revision)
+	doc.Material, err = ca.Reissue(doc.Material, p, root, keys.Issuing.Public(), a.now())
+	return err
 }
 
 func (a *authorities) use(ctx context.Context, doc *caDocument) error {

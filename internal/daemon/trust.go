@@ -100,7 +100,10 @@ func (t trust) Reissue(ctx context.Context, name imprint.TenantName, key imprint
 		return nil, imprint.Errorf(imprint.Conflict, "reissue", "CA of tenant "+string(name), "the root key is offline").
 			WithHint("bring it: imprint ca reissue --tenant %s --root-key FILE", name)
 	}
-	if err := t.reissue(ctx, doc, revision, a.doc.Material.Profile, key); err != nil {
+	if err := t.reissue(ctx, doc, a.doc.Material.Profile, key); err != nil {
+		return nil, err
+	}
+	if err := writeDocument(ctx, t.docs, doc.name(), doc, revision); err != nil {
 		return nil, err
 	}
 	if err := t.reload(ctx, name); err != nil {
