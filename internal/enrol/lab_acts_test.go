@@ -292,7 +292,7 @@ func (l *lab) rescue() {
 
 // Whatever two servers, the network, the clock, thieves, strangers and the
 // operator do to an enrolment, in whatever order: see the rules. Long stories are
-// drawn here; interleave_test.go goes through all orders of short ones.
+// drawn here; exhaustive_test.go goes through all orders of short ones.
 func TestLab(t *testing.T) {
 	t.Parallel()
 	for range 8 {
