@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -20,8 +21,8 @@ import (
 // maxConfig is the size limit of a configuration file in bytes.
 const maxConfig = 1 << 20
 
-// Config is the server's configuration as it is written in a file. The zero
-// value of every field means its default; see [DefaultConfig].
+// Config is the server's configuration as it is written in a file. A field that
+// a file leaves out has its value of [DefaultConfig].
 type Config struct {
 	// Name is this server's host name: instances are placed on it, and its
 	// issuance log is named after it.
@@ -192,6 +193,7 @@ func yamlFault(err error) string {
 // Check fills in what follows from other fields and refuses what cannot work.
 func (c Config) Check() (*Settings, error) {
 	s := &Settings{Config: c}
+	s.Tenancy = slices.Clone(c.Tenancy) // what is filled in stays out of c
 	if err := imprint.CheckDNSName("name", c.Name); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,62 @@
+package daemon_test
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"testing"
+
+	"imprint"
+	"imprint/internal/daemon"
+	"imprint/internal/est"
+)
+
+// The example is a valid file, and every line in it says the default: also those
+// that are commented out, where it does not depend on the machine.
+func TestTheExampleIsTheDefault(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "server.yaml")
+	read := func(text string) daemon.Config {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := daemon.ReadConfig(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Check(); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	want := daemon.DefaultConfig()
+	want.CheckIn.URLs, want.Store.Endpoints = []string{}, []string{}
+	if got := read(daemon.ExampleConfig); !reflect.DeepEqual(got, want) {
+		t.Errorf("the example is %+v;\nthe default is %+v", got, want)
+	}
+
+	values := regexp.MustCompile(`(?m)^( *)# (operator|trustDomain|signer|group|guestOwner|perAddress|total|checkIn):`)
+	limits := est.DefaultLimits()
+	want.CheckIn.PerAddress, want.CheckIn.Total = limits.Rate, limits.TotalRate
+	want.Tenancy[0].CheckIn = "imprint.internal"
+	if got := read(values.ReplaceAllString(daemon.ExampleConfig, "$1$2:")); !reflect.DeepEqual(got, want) {
+		t.Errorf("with its comments the example is %+v;\nthe default is %+v", got, want)
+	}
+}
+
+// What follows from other fields is filled in.
+func TestCheckFillsIn(t *testing.T) {
+	t.Parallel()
+	c := daemon.DefaultConfig()
+	c.Data, c.Run = "/data", "/run"
+	s, err := c.Check()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Socket != "/run/imprint.sock" || s.KeyFile != "/data/kek" || s.Tenants[0].CheckIn != "imprint.internal" {
+		t.Errorf("filled in: %+v", s)
+	}
+	if _, err := s.Tenant("nobody"); imprint.KindOf(err) != imprint.NotFound {
+		t.Errorf("Tenant(nobody): %v", err)
+	}
+}
