@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"imprint"
 )
@@ -64,6 +67,7 @@ func BenchmarkInstance(b *testing.B) {
 // parallel does work b.N times, spread over workers that are numbered from 0.
 func parallel(b *testing.B, workers int, work func(worker int)) {
 	b.ReportAllocs()
+	before := cpuTime(b)
 	b.ResetTimer()
 	var started atomic.Int64
 	done := make(chan struct{})
@@ -79,4 +83,15 @@ func parallel(b *testing.B, workers int, work func(worker int)) {
 		<-done
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "op/s")
+	b.ReportMetric(float64((cpuTime(b)-before).Nanoseconds())/1e3/float64(b.N), "cpu-µs/op")
+}
+
+// cpuTime returns how long this process has kept processors busy: unlike the
+// time on the wall, what else the machine does does not count.
+func cpuTime(b *testing.B) time.Duration {
+	var use unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &use); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
 }
