@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
+	"math"
 	"net"
 	"net/url"
 	"os"
@@ -12,8 +13,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap/zapcore"
+	"google.golang.org/grpc"
 
 	"imprint"
 )
@@ -81,8 +84,17 @@ func OpenCluster(ctx context.Context, c Cluster) (*Store, error) {
 	if err != nil {
 		return nil, during((&etcd{}).fault(err), "open", operand)
 	}
-	kv := &etcd{client: client, timeout: orDefault(c.RequestTimeout, defaultRequestTimeout), shut: client.Close}
+	remote := clientv3.RetryKVClient(client)
+	kv := &etcd{
+		client: client,
+		send: func(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+			return remote.Txn(ctx, r, grpc.MaxCallRecvMsgSize(math.MaxInt32)) // as the client's own
+		},
+		timeout: orDefault(c.RequestTimeout, defaultRequestTimeout),
+		shut:    client.Close,
+	}
 	s := newStore(kv, prefix, nil)
+	s.committer.patience, s.committer.maxFlights = kv.timeout, flightsOfCluster
 	for {
 		err := s.checkFormat(ctx, operand)
 		if err == nil {

@@ -224,14 +224,13 @@ func testDocuments(t *testing.T, s *Store) {
 // testRace has two servers on one cluster claim the same instance with
 // different keys again and again: one claim has effect.
 func testRace(t *testing.T, s *Store) {
-	second := *s
-	second.recent = new(recent) // another server's handle on the same key-value store
+	second := another(s)
 	for round := range 20 {
 		i := create(t, s, fmt.Sprintf("race-%d", round))
 		refused := errors.New("claimed already")
 		var wg sync.WaitGroup
 		won := make([]bool, 2)
-		for n, server := range []*Store{s, &second} {
+		for n, server := range []*Store{s, second} {
 			wg.Go(func() {
 				key := keyID(1000 + 2*round + n)
 				_, err := server.Update(t.Context(), i.ID, func(i *imprint.Instance) (imprint.Change, error) {
@@ -261,10 +260,9 @@ func testRace(t *testing.T, s *Store) {
 // testStale has one server change an instance that another one remembers: what
 // the other one answers without writing is decided on the newest record.
 func testStale(t *testing.T, s *Store) {
-	second := *s
-	second.recent = new(recent)
+	second := another(s)
 	i := create(t, s, "stale")
-	update(t, &second, i.ID, to(imprint.Delivered, imprint.EventDelivered))
+	update(t, second, i.ID, to(imprint.Delivered, imprint.EventDelivered))
 	kept := update(t, s, i.ID, func(*imprint.Instance) (imprint.Change, error) { return imprint.Change{Keep: true}, nil })
 	if kept.Enrolment.State != imprint.Delivered {
 		t.Errorf("kept an instance in state %s, want delivered", kept.Enrolment.State)

@@ -66,6 +66,9 @@ var conformance = []struct {
 	{"a slow watcher delays nobody", testWatchSlow},
 	{"watch ends", testWatchEnds},
 	{"reminders", testDue},
+	{"grouped changes have an outcome each", testGroup},
+	{"grouped changes are watched one by one", testGroupWatched},
+	{"who waits in a group may leave", testGroupLeft},
 }
 
 func testCreate(t *testing.T, s *Store) {

@@ -190,7 +190,7 @@ func TestNewerFormat(t *testing.T) {
 		t.Run("cluster "+found, func(t *testing.T) {
 			s := OpenMemory()
 			defer s.Close()
-			_, err := s.kv.commit(t.Context(), txn{then: []op{{verb: put, key: s.keys.format(), value: []byte(found)}}})
+			_, err := s.committer.commit(t.Context(), txn{then: []op{{verb: put, key: s.keys.format(), value: []byte(found)}}})
 			if err != nil {
 				t.Fatal(err)
 			}

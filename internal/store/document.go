@@ -38,7 +38,7 @@ func (s *Store) PutDocument(ctx context.Context, name string, data []byte, revis
 		return imprint.Errorf(imprint.Exhausted, "write", name, "it has %d bytes; the limit is %d", len(data), MaxDocument)
 	}
 	key := s.keys.document(name)
-	out, err := s.kv.commit(ctx, txn{
+	out, err := s.committer.commit(ctx, txn{
 		when: []compare{{key, revision}},
 		then: []op{{verb: put, key: key, value: data}},
 	})
@@ -71,7 +71,7 @@ func (s *Store) DropRevocations(ctx context.Context, tenant imprint.TenantName, 
 		if !r.NotAfter.Before(before) {
 			return nil
 		}
-		out, err := s.kv.commit(ctx, txn{
+		out, err := s.committer.commit(ctx, txn{
 			when: []compare{{p.key, p.modified}},
 			then: []op{{verb: remove, key: p.key}},
 		})

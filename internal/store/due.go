@@ -123,7 +123,7 @@ func (d *reminders) sleep(ctx context.Context, next time.Time, revision int64) e
 	}
 	defer s.kv.revoke(context.WithoutCancel(ctx), lease) // an alarm that nobody hears ends by itself
 	set := txn{then: []op{{verb: put, key: d.alarm, lease: lease}}}
-	if _, err := s.kv.commit(ctx, set); err != nil {
+	if _, err := s.committer.commit(ctx, set); err != nil {
 		return err
 	}
 	rings := now.Add(ttl)

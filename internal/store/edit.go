@@ -39,7 +39,7 @@ func (s *Store) Create(ctx context.Context, i *imprint.Instance, sealed map[stri
 	if err := e.write(&c); err != nil {
 		return err
 	}
-	out, err := s.kv.commit(ctx, e.txn)
+	out, err := s.committer.commit(ctx, e.txn)
 	if err != nil {
 		return during(err, "create", i.Ref())
 	}
@@ -227,6 +227,7 @@ func (e *edit) events(events []imprint.Event) error {
 	if len(events) > MaxChangeEvents {
 		return imprint.Errorf(imprint.Internal, e.op, e.rec.Ref(), "%d events in one change; the limit is %d", len(events), MaxChangeEvents)
 	}
+	before := e.rec.Events
 	for _, ev := range events {
 		e.rec.Events++
 		ev.Instance = e.rec.ID
@@ -241,8 +242,15 @@ func (e *edit) events(events []imprint.Event) error {
 			return err
 		}
 	}
-	if e.rec.Events > imprint.MaxEvents && len(events) > 0 {
-		e.remove(e.keys.event(e.rec.ID, 0), e.keys.event(e.rec.ID, e.rec.Events-imprint.MaxEvents+1))
+	// What goes is named exactly: etcd would step over every key that it has
+	// deleted of a range from the first event on.
+	oldest := max(before, imprint.MaxEvents) - imprint.MaxEvents + 1
+	newest := max(e.rec.Events, imprint.MaxEvents) - imprint.MaxEvents
+	switch {
+	case newest == oldest:
+		e.remove(e.keys.event(e.rec.ID, oldest), "")
+	case newest > oldest:
+		e.remove(e.keys.event(e.rec.ID, oldest), e.keys.event(e.rec.ID, newest+1))
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 	"go.etcd.io/etcd/pkg/v3/traceutil"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3rpc"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
@@ -105,7 +106,9 @@ func OpenEmbedded(ctx context.Context, c Embedded) (_ *Store, err error) {
 	if err := e.start(ctx); err != nil {
 		return nil, err
 	}
-	s := newStore(&etcd{client: e.client, local: e.read, ready: e.ready, failed: e.failed, cause: e.cause, shut: e.close}, defaultPrefix, e.failed)
+	// Its transactions stop at its quota like those of any client.
+	send := v3rpc.NewQuotaKVServer(e.server.Server).Txn
+	s := newStore(&etcd{client: e.client, send: send, local: e.read, ready: e.ready, failed: e.failed, cause: e.cause, shut: e.close}, defaultPrefix, e.failed)
 	s.reclaim = e.reclaim
 	if err := s.checkFormat(ctx, c.Dir); err != nil {
 		return nil, err

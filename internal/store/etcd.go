@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"slices"
 	"syscall"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -21,6 +23,8 @@ import (
 // etcd is kv over an etcd client, in process or remote.
 type etcd struct {
 	client *clientv3.Client
+	// send sends a transaction, past the client's own types, which would copy it.
+	send func(context.Context, *pb.TxnRequest) (*pb.TxnResponse, error)
 	// local, if not nil, reads the state of the only member, which runs in this
 	// process, so that it is up to date: all queries at one revision.
 	local func(context.Context, []query) ([]page, error)
@@ -45,7 +49,7 @@ func (e *etcd) bound(ctx context.Context) (context.Context, context.CancelFunc) 
 
 func (e *etcd) read(ctx context.Context, q query) (page, error) {
 	if e.local != nil {
-		pages, err := e.snapshot(ctx, []query{q})
+		pages, err := e.readAll(ctx, []query{q})
 		if err != nil {
 			return page{}, err
 		}
@@ -60,12 +64,25 @@ func (e *etcd) read(ctx context.Context, q query) (page, error) {
 	return pageOf(resp), nil
 }
 
-func (e *etcd) snapshot(ctx context.Context, queries []query) ([]page, error) {
-	pages, err := await(e, func() ([]page, error) { return e.local(ctx, queries) })
+func (e *etcd) readAll(ctx context.Context, queries []query) ([]page, error) {
+	if e.local != nil {
+		pages, err := await(e, func() ([]page, error) { return e.local(ctx, queries) })
+		if err != nil {
+			return nil, e.fault(err)
+		}
+		return pages, nil
+	}
+	gets := make([]clientv3.Op, len(queries))
+	for i, q := range queries {
+		gets[i] = clientv3.OpGet(q.key, options(q)...)
+	}
+	ctx, cancel := e.bound(ctx)
+	defer cancel()
+	resp, err := e.client.Txn(ctx).Then(gets...).Commit()
 	if err != nil {
 		return nil, e.fault(err)
 	}
-	return pages, nil
+	return pagesOf(resp.Responses), nil
 }
 
 // await makes a request. A server in this process that stops by itself may
@@ -111,57 +128,78 @@ func options(q query) []clientv3.OpOption {
 	return opts
 }
 
-func (e *etcd) commit(ctx context.Context, t txn) (outcome, error) {
-	when := make([]clientv3.Cmp, len(t.when))
-	for i, c := range t.when {
-		when[i] = clientv3.Compare(clientv3.ModRevision(c.key), "=", c.modified)
-	}
-	if !t.writes() && e.local != nil {
-		queries := make([]query, len(t.then))
-		for i, o := range t.then {
-			queries[i] = query{key: o.key, revision: o.revision}
-		}
-		pages, err := e.snapshot(ctx, queries)
-		return outcome{applied: true, pages: pages}, err
-	}
-	then := make([]clientv3.Op, len(t.then))
-	for i := range t.then {
-		o := &t.then[i]
-		switch o.verb {
-		case put:
-			then[i] = clientv3.OpPut(o.key, string(o.value), clientv3.WithLease(clientv3.LeaseID(o.lease)))
-		case remove:
-			if o.end == "" {
-				then[i] = clientv3.OpDelete(o.key)
-			} else {
-				then[i] = clientv3.OpDelete(o.key, clientv3.WithRange(o.end))
-			}
-		case get:
-			then[i] = clientv3.OpGet(o.key, options(query{key: o.key, revision: o.revision})...)
-		}
-	}
-	otherwise := make([]clientv3.Op, len(t.otherwise))
-	for i, key := range t.otherwise {
-		otherwise[i] = clientv3.OpGet(key)
-	}
-	if t.grows() && e.ready != nil {
+func (e *etcd) commit(ctx context.Context, txns []*txn) ([]outcome, error) {
+	if e.ready != nil && slices.ContainsFunc(txns, (*txn).grows) {
 		if err := e.ready(); err != nil {
-			return outcome{}, err
+			return nil, err
+		}
+	}
+	var req *pb.TxnRequest
+	if len(txns) == 1 {
+		req = requestOf(txns[0])
+	} else {
+		req = &pb.TxnRequest{Success: make([]*pb.RequestOp, len(txns))}
+		for i, t := range txns {
+			req.Success[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: requestOf(t)}}
 		}
 	}
 	ctx, cancel := e.bound(ctx)
 	defer cancel()
-	resp, err := await(e, e.client.Txn(ctx).If(when...).Then(then...).Else(otherwise...).Commit)
+	resp, err := await(e, func() (*pb.TxnResponse, error) { return e.send(ctx, req) })
 	if err != nil {
-		return outcome{}, e.fault(err)
+		return nil, e.fault(clientv3.ContextError(ctx, err))
 	}
-	out := outcome{applied: resp.Succeeded, revision: resp.Header.Revision}
-	for _, r := range resp.Responses {
-		if found := r.GetResponseRange(); found != nil {
-			out.pages = append(out.pages, pageOf((*clientv3.GetResponse)(found)))
+	if len(txns) == 1 {
+		return []outcome{outcomeOf(resp, resp.Header.Revision)}, nil
+	}
+	outcomes := make([]outcome, len(txns))
+	for i, r := range resp.Responses {
+		outcomes[i] = outcomeOf(r.GetResponseTxn(), resp.Header.Revision)
+	}
+	return outcomes, nil
+}
+
+// requestOf returns t as etcd takes it.
+func requestOf(t *txn) *pb.TxnRequest {
+	req := &pb.TxnRequest{
+		Compare: make([]*pb.Compare, len(t.when)),
+		Success: make([]*pb.RequestOp, len(t.then)),
+		Failure: make([]*pb.RequestOp, len(t.otherwise)),
+	}
+	for i, c := range t.when {
+		req.Compare[i] = &pb.Compare{
+			Key: []byte(c.key), Target: pb.Compare_MOD, Result: pb.Compare_EQUAL,
+			TargetUnion: &pb.Compare_ModRevision{ModRevision: c.modified},
 		}
 	}
-	return out, nil
+	for i := range t.then {
+		o := &t.then[i]
+		req.Success[i] = new(pb.RequestOp)
+		switch o.verb {
+		case put:
+			req.Success[i].Request = &pb.RequestOp_RequestPut{
+				RequestPut: &pb.PutRequest{Key: []byte(o.key), Value: o.value, Lease: o.lease},
+			}
+		case remove:
+			req.Success[i].Request = &pb.RequestOp_RequestDeleteRange{
+				RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte(o.key), RangeEnd: []byte(o.end)},
+			}
+		}
+	}
+	for i, key := range t.otherwise {
+		req.Failure[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestRange{
+			RequestRange: &pb.RangeRequest{Key: []byte(key)},
+		}}
+	}
+	return req
+}
+
+func outcomeOf(r *pb.TxnResponse, revision int64) outcome {
+	out := outcome{applied: r.Succeeded, revision: revision}
+	if !r.Succeeded {
+		out.pages = pagesOf(r.Responses)
+	}
+	return out
 }
 
 func (e *etcd) watch(ctx context.Context, w watch) iter.Seq2[batch, error] {
@@ -246,6 +284,15 @@ func (e *etcd) revoke(ctx context.Context, lease int64) error {
 }
 
 func (e *etcd) close() error { return e.shut() }
+
+// pagesOf returns what the ranges of a transaction found.
+func pagesOf(responses []*pb.ResponseOp) []page {
+	pages := make([]page, len(responses))
+	for i, r := range responses {
+		pages[i] = pageOf((*clientv3.GetResponse)(r.GetResponseRange()))
+	}
+	return pages
+}
 
 func pageOf(r *clientv3.GetResponse) page {
 	p := page{more: r.More}

@@ -27,7 +27,7 @@ func (s *Store) checkFormat(ctx context.Context, operand string) error {
 		return checkVersion(operand, string(found.value))
 	}
 	// Two first servers write the same, so it does not matter who wins.
-	_, err = s.kv.commit(ctx, txn{
+	_, err = s.committer.commit(ctx, txn{
 		when: []compare{{s.keys.format(), 0}},
 		then: []op{{verb: put, key: s.keys.format(), value: strconv.AppendInt(nil, formatVersion, 10)}},
 	})

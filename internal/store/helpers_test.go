@@ -69,6 +69,9 @@ func wantKind(t testing.TB, err error, kind imprint.Kind) {
 	}
 }
 
+// another returns another server's handle on the key-value store of s.
+func another(s *Store) *Store { return newStore(s.kv, string(s.keys), s.failed) }
+
 // soon returns a context that ends the test rather than let it hang.
 func soon(t testing.TB) context.Context {
 	t.Helper()

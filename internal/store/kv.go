@@ -16,13 +16,19 @@ import (
 type kv interface {
 	// read returns the pairs of q in key order.
 	read(ctx context.Context, q query) (page, error)
-	// commit applies t.then at one revision if all of t.when hold, and else
-	// returns what the keys in t.otherwise hold. The operations of t.then
-	// touch each key once.
-	commit(ctx context.Context, t txn) (outcome, error)
+	// readAll reads each of queries, at most maxTxnOps, at one moment.
+	readAll(ctx context.Context, queries []query) ([]page, error)
+	// commit takes transactions that touch no key in common and says what came
+	// of each: its then is applied if all of its when hold, and else its
+	// otherwise is read. All of them happen at one revision, or none does: an
+	// error of another kind than Unavailable says that nothing was written.
+	// One alone may have maxTxnOps operations, several maxGroupedOps each, and
+	// within one each key is written once.
+	commit(ctx context.Context, txns []*txn) ([]outcome, error)
 	// watch yields what changed in w at and after w.revision, one batch a
-	// revision and whole, in order, until ctx ends or an error: errCompacted
-	// if w.revision is gone. It always ends with an error.
+	// revision and whole, with its changes in the order of the operations that
+	// made them, until ctx ends or an error: errCompacted if w.revision is
+	// gone. It always ends with an error.
 	watch(ctx context.Context, w watch) iter.Seq2[batch, error]
 	// grant makes a lease that ends after about ttl, and then deletes the keys
 	// that were put with it.
@@ -78,9 +84,41 @@ type txn struct {
 	otherwise []string // keys
 }
 
-// writes reports whether t does more than read.
-func (t *txn) writes() bool {
-	return len(t.when) > 0 || slices.ContainsFunc(t.then, func(o op) bool { return o.verb != get })
+// touched yields the keys that t compares, writes or reads, and the ranges, with
+// their ends, that it removes. A key may come several times.
+func (t *txn) touched() iter.Seq2[string, string] {
+	return func(yield func(key, end string) bool) {
+		for _, c := range t.when {
+			if !yield(c.key, "") {
+				return
+			}
+		}
+		for i := range t.then {
+			if !yield(t.then[i].key, t.then[i].end) {
+				return
+			}
+		}
+		for _, key := range t.otherwise {
+			if !yield(key, "") {
+				return
+			}
+		}
+	}
+}
+
+// ops is how many operations t has in etcd's count.
+func (t *txn) ops() int { return max(len(t.when), len(t.then), len(t.otherwise)) }
+
+// size is how many bytes the keys and values of t have.
+func (t *txn) size() int {
+	n := 0
+	for key, end := range t.touched() {
+		n += len(key) + len(end)
+	}
+	for i := range t.then {
+		n += len(t.then[i].value)
+	}
+	return n
 }
 
 // grows reports whether t stores something, and so needs room.
@@ -99,7 +137,6 @@ type verb uint8
 const (
 	put verb = iota
 	remove
-	get
 )
 
 type op struct {
@@ -107,13 +144,12 @@ type op struct {
 	key, end string // end: only for remove, as in query
 	value    []byte // only for put
 	lease    int64  // only for put
-	revision int64  // only for get
 }
 
 type outcome struct {
 	applied  bool
 	revision int64
-	// pages answers the gets of txn.then, or the keys of txn.otherwise.
+	// pages has what the keys of txn.otherwise hold, unless it was applied.
 	pages []page
 }
 

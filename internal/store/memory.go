@@ -138,63 +138,106 @@ func (m *memory) sort() {
 	m.added = m.added[:0]
 }
 
-// at returns the version of key that was current at revision; ok is false if
-// the key did not exist then.
+// at returns the version of key that was current at revision; ok is false, and
+// the version zero, if the key did not exist then.
 func (m *memory) at(key string, revision int64) (v version, ok bool) {
 	versions := m.versions[key]
 	for i := len(versions) - 1; i >= 0; i-- {
 		if versions[i].modified <= revision {
-			return versions[i], !versions[i].deleted
+			if versions[i].deleted {
+				break
+			}
+			return versions[i], true
 		}
 	}
 	return version{}, false
 }
 
-func (m *memory) commit(ctx context.Context, t txn) (outcome, error) {
+func (m *memory) readAll(ctx context.Context, queries []query) ([]page, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.check(ctx); err != nil {
-		return outcome{}, err
+		return nil, err
 	}
-	for _, c := range t.when {
-		if v, ok := m.at(c.key, m.revision); ok != (c.modified != 0) || ok && v.modified != c.modified {
-			out := outcome{revision: m.revision}
-			for _, key := range t.otherwise {
-				p, err := m.readLocked(query{key: key})
-				if err != nil {
-					return outcome{}, err
-				}
-				out.pages = append(out.pages, p)
+	pages := make([]page, len(queries))
+	for i, q := range queries {
+		p, err := m.readLocked(q)
+		if err != nil {
+			return nil, err
+		}
+		pages[i] = p
+	}
+	return pages, nil
+}
+
+func (m *memory) commit(ctx context.Context, txns []*txn) ([]outcome, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
+	outcomes := make([]outcome, len(txns))
+	for i, t := range txns { // before anything changes
+		if outcomes[i].applied = m.holds(t.when); outcomes[i].applied {
+			if err := m.checkLeases(t.then); err != nil {
+				return nil, err
 			}
-			return out, nil
+			continue
+		}
+		for _, key := range t.otherwise {
+			p, err := m.readLocked(query{key: key})
+			if err != nil {
+				return nil, err
+			}
+			outcomes[i].pages = append(outcomes[i].pages, p)
 		}
 	}
 	b := batch{revision: m.revision + 1}
-	out := outcome{applied: true}
-	for _, o := range t.then {
-		switch o.verb {
-		case get:
-			p, err := m.readLocked(query{key: o.key, revision: o.revision})
-			if err != nil {
-				return outcome{}, err
-			}
-			out.pages = append(out.pages, p)
-		case put:
-			if o.lease != 0 && m.leases[o.lease] == nil {
-				return outcome{}, imprint.Errorf(imprint.Internal, "write", o.key, "lease %d has ended", o.lease)
-			}
-			b.changes = append(b.changes, m.put(o, b.revision))
-		case remove:
-			for _, key := range m.keys(o.key, o.end) {
-				if _, ok := m.at(key, m.revision); ok {
-					b.changes = append(b.changes, m.delete(key, b.revision))
-				}
-			}
+	for i, t := range txns {
+		if outcomes[i].applied {
+			b.changes = m.apply(t.then, b)
 		}
 	}
 	m.publish(b)
-	out.revision = m.revision
-	return out, nil
+	for i := range outcomes {
+		outcomes[i].revision = m.revision
+	}
+	return outcomes, nil
+}
+
+// holds reports whether all of when hold now.
+func (m *memory) holds(when []compare) bool {
+	return !slices.ContainsFunc(when, func(c compare) bool {
+		v, _ := m.at(c.key, m.revision)
+		return v.modified != c.modified
+	})
+}
+
+// checkLeases refuses to put keys with a lease that has ended.
+func (m *memory) checkLeases(then []op) error {
+	for _, o := range then {
+		if o.lease != 0 && m.leases[o.lease] == nil {
+			return imprint.Errorf(imprint.Internal, "write", o.key, "lease %d has ended", o.lease)
+		}
+	}
+	return nil
+}
+
+// apply does the operations of one transaction and returns the changes of b
+// with theirs.
+func (m *memory) apply(then []op, b batch) []change {
+	for _, o := range then {
+		if o.verb == put {
+			b.changes = append(b.changes, m.put(o, b.revision))
+			continue
+		}
+		for _, key := range m.keys(o.key, o.end) {
+			if _, ok := m.at(key, m.revision); ok {
+				b.changes = append(b.changes, m.delete(key, b.revision))
+			}
+		}
+	}
+	return b.changes
 }
 
 func (m *memory) put(o op, revision int64) change {

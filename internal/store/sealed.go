@@ -82,14 +82,11 @@ func (s *Store) updateSealed(ctx context.Context, id imprint.InstanceID, edit fu
 	const verb = "update"
 	operand := "parameters of " + string(id)
 	for conflicts := range maxConflicts {
-		out, err := s.kv.commit(ctx, txn{then: []op{
-			{verb: get, key: s.keys.record(id)},
-			{verb: get, key: s.keys.sealed(id)},
-		}})
+		pages, err := s.kv.readAll(ctx, []query{{key: s.keys.record(id)}, {key: s.keys.sealed(id)}})
 		if err != nil {
 			return false, during(err, verb, operand)
 		}
-		owner, found := out.pages[0].first(), out.pages[1].first()
+		owner, found := pages[0].first(), pages[1].first()
 		if owner == nil {
 			return false, noInstance(verb, id)
 		}
@@ -108,7 +105,7 @@ func (s *Store) updateSealed(ctx context.Context, id imprint.InstanceID, edit fu
 		if found != nil {
 			before = found.modified
 		}
-		out, err = s.kv.commit(ctx, txn{
+		out, err := s.committer.commit(ctx, txn{
 			when: []compare{{s.keys.record(id), owner.modified}, {s.keys.sealed(id), before}},
 			then: []op{{verb: put, key: s.keys.sealed(id), value: blob}},
 		})

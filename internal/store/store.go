@@ -25,9 +25,10 @@ const (
 
 // Store keeps instances. Its methods may be called concurrently.
 type Store struct {
-	kv   kv
-	keys layout
-	now  func() time.Time
+	kv        kv
+	committer *committer // of all that is written to kv
+	keys      layout
+	now       func() time.Time
 	// recent holds records that Update need not read again.
 	recent *recent
 	// failed is closed when the embedded etcd has stopped by itself; nil elsewhere.
@@ -38,13 +39,16 @@ type Store struct {
 }
 
 func newStore(kv kv, prefix string, failed <-chan struct{}) *Store {
-	return &Store{kv: kv, keys: layout(prefix), now: time.Now, recent: new(recent), failed: failed}
+	return &Store{kv: kv, committer: &committer{kv: kv, maxFlights: flightsOfOne}, keys: layout(prefix), now: time.Now, recent: new(recent), failed: failed}
 }
 
 // Close ends the store. Watches end with an error of kind [imprint.Unavailable].
 // It is called once, after everything that uses the store has ended. Its error
 // says why the store had [Store.Failed], if it had.
-func (s *Store) Close() error { return s.kv.close() }
+func (s *Store) Close() error {
+	s.committer.close()
+	return s.kv.close()
+}
 
 // Failed is closed when the embedded etcd met a fault that it cannot go on
 // after, such as a disk that refused a write; the cause is in the log and in
@@ -172,29 +176,26 @@ func (s *Store) index(tenant imprint.TenantName, host imprint.HostName) string {
 	return s.keys.names()
 }
 
-// readsPerTxn is how many records one read-only transaction fetches.
-const readsPerTxn = maxTxnOps
-
 // listed returns the instances behind the entries of the name or host index,
 // as they were at revision (0: now). Those that are gone are left out.
 func (s *Store) listed(ctx context.Context, entries []pair, revision int64) ([]*imprint.Instance, error) {
 	instances := make([]*imprint.Instance, 0, len(entries))
 	for len(entries) > 0 {
-		n := min(len(entries), readsPerTxn)
-		gets := make([]op, n)
+		n := min(len(entries), maxTxnOps)
+		queries := make([]query, n)
 		for i, e := range entries[:n] {
 			id := string(e.value) // the name index has it as the value,
 			if id == "" {
 				id = leaf(e.key) // the host index in the key
 			}
-			gets[i] = op{verb: get, key: s.keys.record(imprint.InstanceID(id)), revision: revision}
+			queries[i] = query{key: s.keys.record(imprint.InstanceID(id)), revision: revision}
 		}
-		out, err := s.kv.commit(ctx, txn{then: gets})
+		pages, err := s.kv.readAll(ctx, queries)
 		if err != nil {
 			return nil, err
 		}
-		for i := range out.pages {
-			found := out.pages[i].first()
+		for i := range pages {
+			found := pages[i].first()
 			if found == nil {
 				continue
 			}

@@ -72,7 +72,7 @@ func (s *Store) change(ctx context.Context, op string, id imprint.InstanceID, de
 			found, confirmed = newest, true
 			continue
 		}
-		out, err := s.kv.commit(ctx, e.txn)
+		out, err := s.committer.commit(ctx, e.txn)
 		if err != nil {
 			return nil, during(err, op, next.Ref())
 		}

@@ -22,8 +22,9 @@ type Scope struct {
 // Notice is one thing that a watch tells. A change of an instance is one notice
 // with its record and the events that came with it; other notices have one field.
 type Notice struct {
-	// Revision is that of the store. All that happened up to it has been told,
-	// except while Relist is set; a watch that starts there continues.
+	// Revision is that of the store. All that happened before it has been told,
+	// except while Relist is set. Several notices may have one revision, always
+	// in the same order; a watch that starts at it continues after the last.
 	Revision int64
 	// Instance was created, changed, or came to the watched host.
 	Instance *imprint.Instance
@@ -129,13 +130,19 @@ func (w *watcher) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		var notices []Notice
 		if w.scope.Host != "" {
-			err = w.placements(ctx, b)
+			notices, err = w.placements(ctx, b)
 		} else {
-			err = w.changes(b)
+			notices, err = w.changes(b)
 		}
 		if err != nil {
 			return err
+		}
+		for _, n := range notices { // all of a revision or, after an error, none
+			if err := w.tell(n); err != nil {
+				return err
+			}
 		}
 		w.seen = b.revision
 	}
@@ -185,65 +192,88 @@ func (w *watcher) list(ctx context.Context, revision int64) error {
 	return w.tell(Notice{Revision: revision, Synced: true})
 }
 
-// changes tells one revision of an instance's prefix. One revision is the
-// change of one instance, because one transaction is.
-func (w *watcher) changes(b batch) error {
-	n := Notice{Revision: b.revision}
-	tenant := w.scope.Tenant
-	for i := range b.changes {
-		c := &b.changes[i]
-		switch id, leaf := w.store.keys.splitInstance(c.key); {
+// changes returns the notices of one revision of the instances' prefix. The
+// changes of an instance are side by side, because one transaction makes them.
+func (w *watcher) changes(b batch) ([]Notice, error) {
+	var notices []Notice
+	for from := 0; from < len(b.changes); {
+		id, _ := w.store.keys.splitInstance(b.changes[from].key)
+		to := from + 1
+		for ; to < len(b.changes); to++ {
+			if next, _ := w.store.keys.splitInstance(b.changes[to].key); next != id {
+				break
+			}
+		}
+		n, tenant, err := w.change(id, b.changes[from:to])
+		if err != nil {
+			return nil, err
+		}
+		n.Revision = b.revision
+		if (n.Instance != nil || n.Deleted != "") && (w.scope.Tenant == "" || tenant == w.scope.Tenant) {
+			notices = append(notices, n)
+		}
+		from = to
+	}
+	return notices, nil
+}
+
+// change returns the notice of what changed under one instance's prefix, and
+// its tenant, which for a deletion is known only when a tenant is watched.
+func (w *watcher) change(id imprint.InstanceID, changes []change) (n Notice, tenant imprint.TenantName, err error) {
+	for i := range changes {
+		c := &changes[i]
+		switch _, leaf := w.store.keys.splitInstance(c.key); {
 		case leaf == recordLeaf && c.deleted:
 			n.Deleted = id
 			if w.scope.Tenant != "" {
 				if c.previous == nil {
-					return errCompacted // whose it was cannot be known any more
+					return Notice{}, "", errCompacted // whose it was cannot be known any more
 				}
 				r, err := decodeRecord(&pair{key: c.key, value: c.previous})
 				if err != nil {
-					return err
+					return Notice{}, "", err
 				}
 				tenant = r.Spec.Tenant
 			}
 		case leaf == recordLeaf:
 			r, err := decodeRecord(&c.pair)
 			if err != nil {
-				return err
+				return Notice{}, "", err
 			}
 			n.Instance, tenant = &r.Instance, r.Spec.Tenant
 		case !c.deleted: // an event
 			var ev imprint.Event
 			if err := json.Unmarshal(c.value, &ev); err != nil {
-				return imprint.Errorf(imprint.Internal, "decode", c.key, "%w", err)
+				return Notice{}, "", imprint.Errorf(imprint.Internal, "decode", c.key, "%w", err)
 			}
 			n.Events = append(n.Events, ev)
 		}
 	}
-	if n.Instance == nil && n.Deleted == "" || w.scope.Tenant != "" && tenant != w.scope.Tenant {
-		return nil
-	}
-	return w.tell(n)
+	return n, tenant, nil
 }
 
-// placements tells one revision of a host's prefix.
-func (w *watcher) placements(ctx context.Context, b batch) error {
+// placements returns the notices of one revision of a host's prefix.
+func (w *watcher) placements(ctx context.Context, b batch) ([]Notice, error) {
+	var placed []pair
 	for i := range b.changes {
-		c := &b.changes[i]
-		id := imprint.InstanceID(leaf(c.key))
-		n := Notice{Revision: b.revision, Deleted: id}
-		if !c.deleted {
-			instances, err := w.store.listed(ctx, []pair{c.pair}, b.revision)
-			if err != nil {
-				return err
-			}
-			if len(instances) == 0 {
-				continue
-			}
-			n = Notice{Revision: b.revision, Instance: instances[0]}
-		}
-		if err := w.tell(n); err != nil {
-			return err
+		if !b.changes[i].deleted {
+			placed = append(placed, b.changes[i].pair)
 		}
 	}
-	return nil
+	instances, err := w.store.listed(ctx, placed, b.revision)
+	if err != nil {
+		return nil, err
+	}
+	var notices []Notice
+	for i := range b.changes {
+		id := imprint.InstanceID(leaf(b.changes[i].key))
+		switch {
+		case b.changes[i].deleted:
+			notices = append(notices, Notice{Revision: b.revision, Deleted: id})
+		case len(instances) > 0 && instances[0].ID == id:
+			notices = append(notices, Notice{Revision: b.revision, Instance: instances[0]})
+			instances = instances[1:]
+		}
+	}
+	return notices, nil
 }
