@@ -3,6 +3,7 @@ package enrol
 import (
 	"crypto/subtle"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -88,7 +89,9 @@ func evidence(i *imprint.Instance, a *attempt) (imprint.Tier, error) {
 	case first != nil:
 		return 0, imprint.Errorf(imprint.Denied, "enrol", i.Ref(), "key %.16s is not the one of generation %d", a.req.Key, i.Generation).
 			WithHint("renew with the same key; a new key needs a new generation: imprint rebirth %s", i.Ref())
-	case i.Spec.Policy.Approval:
+	case i.Spec.Policy.Approval && slices.Contains(i.Spec.Channels, a.Channel):
+		// Only over a channel that the operator listed: a stranger on the network
+		// must not be able to claim a machine that is expected on a serial port.
 		return imprint.TierApproved, nil
 	}
 	return 0, imprint.Errorf(imprint.Unauthorized, "enrol", i.Ref(), "nothing vouches for this request").

@@ -305,7 +305,7 @@ func TestLab(t *testing.T) {
 
 // story draws a life and holds it against the rules.
 func story(t *rapid.T) {
-	s := imprint.Spec{Name: "web-1", Tenant: imprint.DefaultTenant, Host: home}
+	s := imprint.Spec{Name: "web-1", Tenant: imprint.DefaultTenant, Host: home, Channels: allChannels()}
 	s.Policy.Approval = rapid.IntRange(0, 3).Draw(t, "policy") == 0
 	s.Policy.Window = rapid.SampledFrom([]imprint.Duration{0, 0, imprint.Duration(2 * time.Hour)}).Draw(t, "window")
 	s.Policy.Lifetime = rapid.SampledFrom([]imprint.Duration{0, imprint.Duration(10 * time.Minute)}).Draw(t, "lifetime")
@@ -337,4 +337,12 @@ func story(t *rapid.T) {
 	l.settle()
 	l.rescue()
 	l.checkEnd()
+}
+
+// allChannels lets a machine be expected on any channel.
+func allChannels() (kinds []imprint.ChannelKind) {
+	for _, c := range imprint.Channels() {
+		kinds = append(kinds, c.Kind)
+	}
+	return kinds
 }

@@ -216,3 +216,21 @@ func TestLateApproval(t *testing.T) {
 		t.Errorf("at %s it is valid from %s to %s", w.now, c.NotBefore, c.NotAfter)
 	}
 }
+
+// A machine that is expected on its serial port cannot be claimed by a stranger
+// on the network who knows its name, whatever an operator might approve later.
+func TestApprovalIsNoInvitationToOtherChannels(t *testing.T) {
+	t.Parallel()
+	w, stranger, m := newWorld(), newMachine(t), newMachine(t)
+	id := w.reserve(t, func(s *imprint.Spec) {
+		s.Policy.Approval = true
+		s.Channels = []imprint.ChannelKind{imprint.Serial2}
+	})
+	_, err := w.engine.Enrol(t.Context(), stranger.est(id, imprint.Secret{}))
+	wantKind(t, err, imprint.Unauthorized)
+	if w.get(id).Enrolment.Claim != nil {
+		t.Error("the stranger holds the claim")
+	}
+	_, err = w.engine.Enrol(t.Context(), m.up(id))
+	wantKind(t, err, imprint.Pending)
+}

@@ -64,7 +64,8 @@ const (
 
 func spec(name string) imprint.Spec {
 	return imprint.Spec{
-		Name: imprint.InstanceName(name), Tenant: imprint.DefaultTenant, Host: placed,
+		Channels: []imprint.ChannelKind{imprint.VirtioSerial, imprint.Serial2, imprint.NetworkEST},
+		Name:     imprint.InstanceName(name), Tenant: imprint.DefaultTenant, Host: placed,
 		DNSNames: []string{name + ".example.net"}, IPs: []netip.Addr{netip.MustParseAddr("10.0.0.7")},
 		Params: []imprint.Param{{Name: "db", Visibility: imprint.Private}},
 	}
