@@ -16,7 +16,7 @@ func (s *Server) state(c *call) error {
 		Reason     string             `json:"reason,omitempty"`
 		Waiting    bool               `json:"waiting"`
 		Generation imprint.Generation `json:"generation"`
-	}{e.State, e.Reason, e.Claim != nil && e.Claim.NeedsApproval, c.machine.Generation})
+	}{e.State, e.Reason, e.Claim != nil && e.Claim.NeedsApproval && e.Claim.ApprovedBy == "", c.machine.Generation})
 }
 
 // confirm answers POST confirm. That the request came this far says it all.
