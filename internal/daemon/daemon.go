@@ -7,15 +7,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"imprint"
 	"imprint/internal/ca"
@@ -111,46 +108,6 @@ func Open(ctx context.Context, s *Settings, o Options) (_ *Daemon, err error) {
 	return d, d.openServer()
 }
 
-// earliest is the start of 2026 in seconds since 1970, before this program was
-// written: a clock that says less is wrong.
-const earliest = 1767225600
-
-// checkClock refuses a clock with which everything that is made would be wrong,
-// as that of a machine without a battery.
-func checkClock(now time.Time) error {
-	if now.Unix() < earliest {
-		return imprint.Errorf(imprint.Unavailable, "start", "server", "the clock says %s, which is in the past", now.UTC().Format(time.DateTime)).
-			WithHint("set this machine's clock, or wait until it was set over the network")
-	}
-	return nil
-}
-
-// keepOutOfCoreFiles makes sure that a crash does not write values to a disk.
-func keepOutOfCoreFiles() error {
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return imprint.Errorf(imprint.Internal, "switch off", "core files", "%w", err)
-	}
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return imprint.Errorf(imprint.Internal, "switch off", "core files", "%w", err)
-	}
-	return nil
-}
-
-func makeDirs(s *Settings) error {
-	for dir, mode := range map[string]os.FileMode{s.Data: 0o700, s.Run: 0o700} {
-		if err := os.MkdirAll(dir, mode); err != nil {
-			return imprint.Errorf(imprint.Denied, "make", dir, "%w", err).
-				WithHint("run as root, or choose directories of your own with --data and --run")
-		}
-	}
-	if s.Group != "" { // its members pass through to the control socket, and see nothing else
-		if err := os.Chmod(s.Run, 0o711); err != nil {
-			return imprint.Errorf(imprint.Denied, "open", s.Run, "%w", err)
-		}
-	}
-	return nil
-}
-
 func openStore(ctx context.Context, s *Settings, logger *slog.Logger) (*store.Store, error) {
 	logger = Chatter(logger)
 	c := s.Store
@@ -177,21 +134,6 @@ func (d *Daemon) openLog(ctx context.Context) error {
 	}
 	d.log, err = ca.OpenLog(ctx, ca.LogConfig{Dir: d.logDir(), Key: key, Now: d.Now, Logger: d.Logger})
 	return err
-}
-
-// checkLogName refuses to go on with the log of a server of another name: a host
-// that was renamed would seem to have a log that somebody forged.
-func checkLogName(dir, name string) error {
-	b, err := os.ReadFile(filepath.Join(dir, checkpointFile))
-	if err != nil {
-		return nil // a new log, or one that cannot be read: whoever opens it says so
-	}
-	origin, _, _ := strings.Cut(string(b), "\n")
-	if was, ours := strings.CutPrefix(origin, "imprint/"); ours && was != name {
-		return imprint.Errorf(imprint.Conflict, "open", "issuance log "+dir, "it is the log of a server called %s, and this one is called %s", was, name).
-			WithHint("keep the old name: write name: %s into the configuration, or use --name", was)
-	}
-	return nil
 }
 
 func (d *Daemon) logDir() string { return filepath.Join(d.settings.Data, "log") }
@@ -338,45 +280,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 	err = group.Wait()
 	daemon.SdNotify(false, daemon.SdNotifyStopping)
 	return err
-}
-
-// listeners are all sockets on which the roles answer.
-type listeners struct {
-	control server.Listeners
-	checkIn net.Listener
-}
-
-func (d *Daemon) listen() (l listeners, err error) {
-	defer func() {
-		if err != nil {
-			for _, open := range []net.Listener{l.control.Unix, l.control.TLS, l.control.Operator, l.checkIn} {
-				if open != nil {
-					open.Close()
-				}
-			}
-		}
-	}()
-	s := d.settings
-	if l.control.Unix, err = d.server.ListenUnix(s.Socket); err != nil {
-		return l, err
-	}
-	if s.Operator != "" {
-		if l.control.Operator, err = server.ListenTCP(s.Operator); err != nil {
-			return l, err
-		}
-	}
-	if s.API.Listen != "" {
-		if l.control.TLSConf, err = apiTLS(s.API); err != nil {
-			return l, err
-		}
-		if l.control.TLS, err = server.ListenTCP(s.API.Listen); err != nil {
-			return l, err
-		}
-	}
-	if d.checkIn != nil {
-		l.checkIn, err = server.ListenTCP(s.CheckIn.Listen)
-	}
-	return l, err
 }
 
 // renewEndpoints gives the check-in endpoint new certificates at two thirds of their life.
