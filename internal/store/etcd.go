@@ -23,7 +23,8 @@ import (
 // etcd is kv over an etcd client, in process or remote.
 type etcd struct {
 	client *clientv3.Client
-	// send sends a transaction, past the client's own types, which would copy it.
+	// send sends a transaction as etcd's server takes it; the client's own types
+	// would copy it several times.
 	send func(context.Context, *pb.TxnRequest) (*pb.TxnResponse, error)
 	// local, if not nil, reads the state of the only member, which runs in this
 	// process, so that it is up to date: all queries at one revision.

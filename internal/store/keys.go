@@ -1,7 +1,8 @@
 package store
 
 import (
-	"fmt"
+	"encoding/binary"
+	"encoding/hex"
 	"strconv"
 	"strings"
 	"time"
@@ -119,4 +120,6 @@ func leaf(key string) string { return key[strings.LastIndexByte(key, '/')+1:] }
 // must end in a slash.
 func after(prefix string) string { return prefix[:len(prefix)-1] + "0" } // '0' follows '/'
 
-func hex16(n uint64) string { return fmt.Sprintf("%016x", n) }
+func hex16(n uint64) string {
+	return hex.EncodeToString(binary.BigEndian.AppendUint64(nil, n))
+}
