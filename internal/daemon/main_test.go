@@ -1,7 +1,6 @@
 package daemon_test
 
 import (
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -39,7 +38,7 @@ func TestMain(m *testing.M) {
 		<-c
 		return
 	}
-	klog.SetSlogLogger(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
 	os.Exit(m.Run())
 }
 
