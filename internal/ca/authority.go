@@ -119,11 +119,11 @@ func (a *Authority) Issue(ctx context.Context, g imprint.Grant) (imprint.Certifi
 	out := imprint.Certificate{
 		Serial:    g.Serial,
 		DER:       der,
-		NotBefore: leaf.NotBefore,
-		NotAfter:  leaf.NotAfter,
+		NotBefore: leaf.notBefore,
+		NotAfter:  leaf.notAfter,
 	}
 	if g.SSHHost != "" {
-		if out.SSH, err = a.sshCertificate(&g, leaf.NotBefore, leaf.NotAfter); err != nil {
+		if out.SSH, err = a.sshCertificate(&g, leaf.notBefore, leaf.notAfter); err != nil {
 			return imprint.Certificate{}, err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"math/big"
 	"slices"
@@ -143,7 +144,7 @@ func TestIdentifyRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if disagree.ExtraExtensions[0], err = (Enrolment{imprint.TierHost, 4, imprint.File}).Encode(); err != nil {
+	if disagree.extension, err = (Enrolment{imprint.TierHost, 4, imprint.File}).Encode(); err != nil {
 		t.Fatal(err)
 	}
 	g.Serial = imprint.NewSerial()
@@ -151,10 +152,10 @@ func TestIdentifyRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tenant.URIs[0].Path = "/tenant/other/instance/" + string(g.Instance) + "/generation/3"
 	bare := *tenant
-	bare.ExtraExtensions = nil
-	sign := func(leaf *x509.Certificate) []byte {
+	bare.extension = pkix.Extension{}
+	tenant.uri = "spiffe://imprint.example/tenant/other/instance/" + string(g.Instance) + "/generation/3"
+	sign := func(leaf *leaf) []byte {
 		der, err := c.sign(leaf)
 		if err != nil {
 			t.Fatal(err)

@@ -4,8 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"net"
+	"encoding/asn1"
 	"net/netip"
 	"time"
 
@@ -45,27 +44,23 @@ func (a *Authority) IssueEndpoint(ctx context.Context, e Endpoint) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	leaf := &x509.Certificate{
-		SerialNumber: serial,
-		Subject:      pkix.Name{CommonName: "imprint check-in"},
-		NotBefore:    notBefore,
-		NotAfter:     notAfter,
-		PublicKey:    pub,
-		SubjectKeyId: skid,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	leaf := &leaf{
+		serial: serial, commonName: "imprint check-in", notBefore: notBefore, notAfter: notAfter,
+		publicKey: pub, spki: spki, keyID: skid,
+		usages: []asn1.ObjectIdentifier{oidServerAuth()},
 	}
 	for _, name := range a.material.Endpoints {
 		if addr, err := netip.ParseAddr(name); err == nil {
-			leaf.IPAddresses = append(leaf.IPAddresses, net.IP(addr.AsSlice()))
+			leaf.ips = append(leaf.ips, addr)
 		} else {
-			leaf.DNSNames = append(leaf.DNSNames, name)
+			leaf.dnsNames = append(leaf.dnsNames, name)
 		}
 	}
 	der, err := a.sign(leaf)
 	if err != nil {
 		return nil, wrap("sign", what, err)
 	}
-	if _, err := a.log.Append(ctx, endpointEntry(a.material.Tenant.Name, e.Serial, leaf, spki, der)); err != nil {
+	if _, err := a.log.Append(ctx, endpointEntry(a.material.Tenant.Name, e.Serial, leaf, der)); err != nil {
 		return nil, wrap("log", what, err)
 	}
 	return der, nil

@@ -61,10 +61,10 @@ func machineEntry(g *imprint.Grant, c *imprint.Certificate) Entry {
 	}
 }
 
-func endpointEntry(tenant imprint.TenantName, serial imprint.Serial, leaf *x509.Certificate, spki, der []byte) Entry {
+func endpointEntry(tenant imprint.TenantName, serial imprint.Serial, l *leaf, der []byte) Entry {
 	return Entry{
-		Version: entryVersion, Kind: EntryEndpoint, Tenant: tenant, Key: imprint.KeyIDOf(spki), Serial: serial,
-		DNSNames: leaf.DNSNames, IPs: addrs(leaf), NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter,
+		Version: entryVersion, Kind: EntryEndpoint, Tenant: tenant, Key: imprint.KeyIDOf(l.spki), Serial: serial,
+		DNSNames: l.dnsNames, IPs: l.ips, NotBefore: l.notBefore, NotAfter: l.notAfter,
 		Digest: imprint.DigestOf(der), DER: der,
 	}
 }

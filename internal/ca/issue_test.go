@@ -323,8 +323,8 @@ func TestNameConstraintsHold(t *testing.T) {
 	} {
 		leaf := test.leaf
 		leaf.SerialNumber, leaf.NotBefore, leaf.NotAfter = big.NewInt(1), clock.Add(-time.Hour), clock.Add(time.Hour)
-		leaf.PublicKey, leaf.ExtKeyUsage = newKey(t).Public(), []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-		der, err := c.sign(&leaf)
+		leaf.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+		der, err := x509.CreateCertificate(rand.Reader, &leaf, c.issuing[0], newKey(t).Public(), c.keys.Issuing)
 		if err != nil {
 			t.Fatal(err)
 		}
