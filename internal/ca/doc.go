@@ -42,5 +42,6 @@
 //
 // Every leaf is appended to a transparency log ([Log], C2SP tlog-tiles on disk)
 // and durable there before it leaves the package. [VerifyLog] checks a copy of
-// the log offline.
+// the log offline. The log has a journal before its tree, so that an enrolment
+// waits for one write to the disk and not for the dozen that a tree takes.
 package ca

@@ -1,13 +1,11 @@
 package ca
 
 import (
-	"bytes"
 	"crypto/x509"
-	"encoding/json"
-	"io"
 	"net/netip"
-	"slices"
 	"time"
+
+	"golang.org/x/crypto/cryptobyte"
 
 	"imprint"
 )
@@ -27,13 +25,12 @@ const (
 	EntryEndpoint EntryKind = "endpoint"
 )
 
-// Entry is one entry of the issuance log: a JSON object on one line. What can
-// be read from the certificate is repeated so that the log can be searched
-// without parsing certificates; [DecodeEntry] checks that both agree.
+// Entry is one entry of the issuance log. The log has only At, Tenant, Name, SSH
+// and the certificate itself, see [Entry.Encode]; [DecodeEntry] reads the rest
+// from that, so that an entry cannot say otherwise.
 type Entry struct {
-	Version    int                  `json:"v"`
 	Kind       EntryKind            `json:"kind"`
-	At         time.Time            `json:"at"` // when it was appended
+	At         time.Time            `json:"at"` // when it was appended, to the millisecond
 	Tenant     imprint.TenantName   `json:"tenant"`
 	Instance   imprint.InstanceID   `json:"instance,omitempty"`
 	Name       imprint.InstanceName `json:"name,omitempty"`
@@ -51,82 +48,102 @@ type Entry struct {
 	SSH        string               `json:"ssh,omitempty"`
 }
 
-func machineEntry(g *imprint.Grant, c *imprint.Certificate) Entry {
-	return Entry{
-		Version: entryVersion, Kind: EntryMachine,
-		Tenant: g.Tenant, Instance: g.Instance, Name: g.Name, Generation: g.Generation,
-		Tier: g.Tier, Channel: g.Channel, Key: imprint.KeyIDOf(g.PublicKey), Serial: g.Serial,
-		DNSNames: g.DNSNames, IPs: g.IPs, NotBefore: c.NotBefore, NotAfter: c.NotAfter,
-		Digest: imprint.DigestOf(c.DER), DER: c.DER, SSH: c.SSH,
-	}
-}
+// Numbers of the kinds in the log.
+const (
+	wireMachine  = 0
+	wireEndpoint = 1
+)
 
-func endpointEntry(tenant imprint.TenantName, serial imprint.Serial, l *leaf, der []byte) Entry {
-	return Entry{
-		Version: entryVersion, Kind: EntryEndpoint, Tenant: tenant, Key: imprint.KeyIDOf(l.spki), Serial: serial,
-		DNSNames: l.dnsNames, IPs: l.ips, NotBefore: l.notBefore, NotAfter: l.notAfter,
-		Digest: imprint.DigestOf(der), DER: der,
-	}
-}
-
-// Encode returns the entry's bytes in the log. It fails with kind
-// [imprint.Exhausted] if they are more than an entry may have.
+// Encode returns the entry's bytes in the log, in the presentation language of
+// TLS (RFC 8446 section 3):
+//
+//	enum { machine(0), endpoint(1), (255) } Kind;
+//	struct {
+//	    uint8  version = 1;
+//	    Kind   kind;
+//	    uint64 at;                       // milliseconds since 1970
+//	    opaque tenant<1..63>;
+//	    opaque name<0..63>;              // of the instance; empty for an endpoint
+//	    opaque certificate<1..2^16-1>;   // DER
+//	    opaque ssh<0..2^16-1>;           // SSH host certificate, a line without its end
+//	} Entry;
+//
+// It fails with kind [imprint.Exhausted] if they are more than an entry may have.
 func (e *Entry) Encode() ([]byte, error) {
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(e); err != nil {
-		return nil, imprint.Errorf(imprint.Internal, "encode", "log entry", "%w", err)
+	kind := uint8(wireMachine)
+	if e.Kind == EntryEndpoint {
+		kind = wireEndpoint
 	}
-	if buf.Len() > maxEntry {
-		return nil, imprint.Errorf(imprint.Exhausted, "encode", "log entry", "%d bytes; the limit is %d", buf.Len(), maxEntry)
+	opaque := func(s string) cryptobyte.BuilderContinuation {
+		return func(b *cryptobyte.Builder) { b.AddBytes([]byte(s)) }
 	}
-	return buf.Bytes(), nil
+	b := cryptobyte.NewBuilder(make([]byte, 0, 256+len(e.DER)+len(e.SSH)))
+	b.AddUint8(entryVersion)
+	b.AddUint8(kind)
+	b.AddUint64(uint64(e.At.UnixMilli()))
+	b.AddUint8LengthPrefixed(opaque(string(e.Tenant)))
+	b.AddUint8LengthPrefixed(opaque(string(e.Name)))
+	b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes(e.DER) })
+	b.AddUint16LengthPrefixed(opaque(e.SSH))
+	data, err := b.Bytes()
+	if err != nil || len(data) > maxEntry {
+		return nil, imprint.Errorf(imprint.Exhausted, "encode", "log entry", "more than %d bytes", maxEntry)
+	}
+	return data, nil
 }
 
-// DecodeEntry reads an entry and checks that what it says of the certificate is
-// what the certificate says. It fails with kind [imprint.Invalid].
-func DecodeEntry(b []byte) (*Entry, error) {
+// DecodeEntry reads an entry and what its certificate says. It fails with kind
+// [imprint.Invalid], also if the certificate is of another tenant.
+func DecodeEntry(data []byte) (*Entry, error) {
 	bad := func(format string, args ...any) (*Entry, error) {
 		return nil, imprint.Errorf(imprint.Invalid, "decode", "log entry", format, args...)
 	}
-	if len(b) > maxEntry {
-		return bad("%d bytes; the limit is %d", len(b), maxEntry)
+	var version, kind uint8
+	var at uint64
+	var tenant, name, der, ssh cryptobyte.String
+	s := cryptobyte.String(data)
+	if !s.ReadUint8(&version) {
+		return bad("it is empty")
 	}
-	var e Entry
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&e); err != nil {
-		return bad("%w", err)
+	if version != entryVersion {
+		return bad("version %d; this program reads version %d", version, entryVersion)
 	}
-	if _, err := dec.Token(); err != io.EOF {
-		return bad("bytes after its end")
+	if !s.ReadUint8(&kind) || !s.ReadUint64(&at) || !s.ReadUint8LengthPrefixed(&tenant) || !s.ReadUint8LengthPrefixed(&name) ||
+		!s.ReadUint16LengthPrefixed(&der) || !s.ReadUint16LengthPrefixed(&ssh) || !s.Empty() {
+		return bad("it is cut off, or has bytes after its end")
 	}
-	if e.Version != entryVersion {
-		return bad("version %d; this program reads version %d", e.Version, entryVersion)
-	}
-	if imprint.DigestOf(e.DER) != e.Digest {
-		return bad("the certificate does not have the digest that the entry gives")
-	}
-	leaf, err := x509.ParseCertificate(e.DER)
+	leaf, err := x509.ParseCertificate(der)
 	if err != nil {
 		return bad("%w", err)
 	}
-	if imprint.SerialOf(leaf.SerialNumber) != e.Serial || imprint.KeyIDOf(leaf.RawSubjectPublicKeyInfo) != e.Key ||
-		!leaf.NotBefore.Equal(e.NotBefore) || !leaf.NotAfter.Equal(e.NotAfter) ||
-		!slices.Equal(leaf.DNSNames, e.DNSNames) || !slices.Equal(addrs(leaf), e.IPs) {
-		return bad("the certificate is not the one that the entry describes")
+	e := &Entry{
+		At: time.UnixMilli(int64(at)).UTC(), Tenant: imprint.TenantName(tenant), Name: imprint.InstanceName(name),
+		Key: imprint.KeyIDOf(leaf.RawSubjectPublicKeyInfo), Serial: imprint.SerialOf(leaf.SerialNumber),
+		DNSNames: leaf.DNSNames, IPs: addrs(leaf), NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter,
+		Digest: imprint.DigestOf(der), DER: der, SSH: string(ssh),
 	}
-	if e.Kind == EntryMachine {
-		if err := e.checkMachine(leaf); err != nil {
+	switch kind {
+	case wireEndpoint:
+		e.Kind = EntryEndpoint
+		if err := imprint.CheckLabel("tenant name", string(e.Tenant)); err != nil {
 			return bad("%w", err)
 		}
+	case wireMachine:
+		e.Kind = EntryMachine
+		if err := e.readMachine(leaf); err != nil {
+			return bad("%w", err)
+		}
+	default:
+		return bad("kind %d is not known", kind)
 	}
-	return &e, nil
+	return e, nil
 }
 
-// checkMachine checks the fields that only machines' entries have.
-func (e *Entry) checkMachine(leaf *x509.Certificate) error {
+// readMachine fills in what only machines' entries have.
+func (e *Entry) readMachine(leaf *x509.Certificate) error {
+	if err := imprint.CheckLabel("instance name", string(e.Name)); err != nil {
+		return err
+	}
 	if len(leaf.URIs) != 1 {
 		return imprint.Errorf(imprint.Invalid, "check", "certificate", "%d URIs", len(leaf.URIs))
 	}
@@ -138,11 +155,30 @@ func (e *Entry) checkMachine(leaf *x509.Certificate) error {
 	if err != nil {
 		return err
 	}
-	if who.Tenant != e.Tenant || who.Instance != e.Instance || who.Generation != e.Generation ||
-		ext != (Enrolment{e.Tier, e.Generation, e.Channel}) {
-		return imprint.Errorf(imprint.Invalid, "check", "certificate", "it names another machine than the entry")
+	if who.Tenant != e.Tenant || ext.Generation != who.Generation {
+		return imprint.Errorf(imprint.Invalid, "check", "certificate", "it is of tenant %s and generation %d; expected %s and %d",
+			who.Tenant, who.Generation, e.Tenant, ext.Generation)
 	}
+	e.Instance, e.Generation, e.Tier, e.Channel = who.Instance, who.Generation, ext.Tier, ext.Channel
 	return nil
+}
+
+func machineEntry(g *imprint.Grant, c *imprint.Certificate) Entry {
+	return Entry{
+		Kind:   EntryMachine,
+		Tenant: g.Tenant, Instance: g.Instance, Name: g.Name, Generation: g.Generation,
+		Tier: g.Tier, Channel: g.Channel, Key: imprint.KeyIDOf(g.PublicKey), Serial: g.Serial,
+		DNSNames: g.DNSNames, IPs: g.IPs, NotBefore: c.NotBefore, NotAfter: c.NotAfter,
+		Digest: imprint.DigestOf(c.DER), DER: c.DER, SSH: c.SSH,
+	}
+}
+
+func endpointEntry(tenant imprint.TenantName, serial imprint.Serial, l *leaf, der []byte) Entry {
+	return Entry{
+		Kind: EntryEndpoint, Tenant: tenant, Key: imprint.KeyIDOf(l.spki), Serial: serial,
+		DNSNames: l.dnsNames, IPs: l.ips, NotBefore: l.notBefore, NotAfter: l.notAfter,
+		Digest: imprint.DigestOf(der), DER: der,
+	}
 }
 
 func addrs(leaf *x509.Certificate) []netip.Addr {

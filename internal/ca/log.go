@@ -4,28 +4,21 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
 	"time"
 
-	"github.com/transparency-dev/tessera"
-	"github.com/transparency-dev/tessera/storage/posix"
 	"golang.org/x/mod/sumdb/note"
 
 	"imprint"
 )
 
-// How the log batches. An appender waits for at most the batch being written
-// and then for its own; batchWait only lets the entries of one batch, which are
-// handed over within microseconds, arrive together.
+// maxBatch and maxBatchBytes bound what is written to the journal at once: all
+// that arrived while the last batch was being written.
 const (
-	maxBatch           = 256 // entries; one entry bundle
-	batchWait          = 200 * time.Microsecond
-	checkpointInterval = 100 * time.Millisecond // the least that tessera allows
-	partialsInterval   = time.Minute            // between removals of superseded partial tiles
-	signWait           = 10 * time.Second       // for a checkpoint that covers what is on disk
+	maxBatch      = 256
+	maxBatchBytes = 1 << 20
 )
 
 // lockName is the file whose lock says that a process is using the log.
@@ -40,20 +33,19 @@ type LogConfig struct {
 }
 
 // Log is the issuance log of one server: a C2SP tlog-tiles log in a directory,
-// written by tessera's POSIX driver. An entry is acknowledged when the tree that
-// contains it is on disk and synced; the signed checkpoint follows within about
-// a tenth of a second. Log is safe for concurrent use, and one process at a time
-// uses a directory.
+// written by tessera's POSIX driver behind a journal. An entry is acknowledged
+// when its place in the log is fixed and it is in the journal, on the disk. The
+// tree takes it in within about a tenth of a second, together with all that
+// arrived meanwhile, and the signed checkpoint follows as soon again; what a
+// crash kept from the tree, [OpenLog] puts into it. Log is safe for concurrent
+// use, and one process at a time uses a directory.
 type Log struct {
-	name     string
-	dir      string
-	now      func() time.Time
-	logger   *slog.Logger
-	lock     *os.File
-	add      tessera.AddFn
-	shutdown func(context.Context) error
-	reader   tessera.LogReader
-	cancel   context.CancelFunc
+	name    string
+	dir     string
+	now     func() time.Time
+	lock    *os.File
+	journal *journal // used by run alone
+	tree    *tree
 
 	queue  chan pending
 	closed chan struct{} // closed by Close: no more appends
@@ -105,10 +97,8 @@ func OpenLog(ctx context.Context, cfg LogConfig) (_ *Log, err error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // tessera's goroutines live until Close
 	defer func() {
 		if err != nil {
-			cancel()
 			lock.Close()
 		}
 	}()
@@ -116,45 +106,42 @@ func OpenLog(ctx context.Context, cfg LogConfig) (_ *Log, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkContinues(os.DirFS(cfg.Dir), verifier); err != nil {
+	size, missing, err := checkContinues(os.DirFS(cfg.Dir), verifier)
+	if err != nil {
 		return nil, wrap("open", operand, err)
-	}
-	driver, err := posix.New(ctx, posix.Config{Path: cfg.Dir})
-	if err != nil {
-		return nil, imprint.Errorf(imprint.Unavailable, "open", operand, "%w", err)
-	}
-	options := tessera.NewAppendOptions().
-		WithCheckpointSigner(signer).
-		WithCheckpointInterval(checkpointInterval).
-		WithBatching(maxBatch, batchWait).
-		WithGarbageCollectionInterval(partialsInterval)
-	appender, shutdown, reader, err := tessera.NewAppender(ctx, driver, options)
-	if err != nil {
-		return nil, imprint.Errorf(imprint.Unavailable, "open", operand, "%w", err)
 	}
 	l := &Log{
-		name: signer.Name(), dir: cfg.Dir, now: cfg.Now, logger: cfg.Logger, lock: lock,
-		add: appender.Add, shutdown: shutdown, reader: reader, cancel: cancel,
+		name: signer.Name(), dir: cfg.Dir, now: cfg.Now, lock: lock,
 		queue: make(chan pending, maxBatch), closed: make(chan struct{}),
 	}
-	if err := l.awaitCheckpoint(ctx); err != nil {
+	if l.tree, err = openTree(ctx, cfg, signer, size); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			l.tree.close()
+		}
+	}()
+	if err := l.tree.recover(ctx, missing); err != nil {
 		return nil, wrap("open", operand, err)
 	}
-	l.done.Add(1)
-	go l.run(ctx)
+	if l.journal, err = openJournal(cfg.Dir, size+uint64(len(missing))); err != nil {
+		return nil, err
+	}
+	l.done.Go(l.run)
 	return l, nil
 }
 
 // Name returns the log's origin.
 func (l *Log) Name() string { return l.name }
 
-// Append writes e, with the time, and returns its index once the tree that
-// contains it is on disk and synced. Entries that arrive while a batch is being
-// written share the next one. If ctx ends first, the entry may still be written.
-// It fails with kind [imprint.Exhausted] when the disk is full or the entry too
-// large, and [imprint.Unavailable] if the log is closed or cannot be written.
+// Append writes e, with the time, and returns its index once it is on the disk.
+// Entries that arrive while others are being written share the next write. If
+// ctx ends first, the entry may still be written. It fails with kind
+// [imprint.Exhausted] when the disk is full or the entry too large, and
+// [imprint.Unavailable] if the log is closed or cannot be written.
 func (l *Log) Append(ctx context.Context, e Entry) (uint64, error) {
-	e.At = l.now().UTC()
+	e.At = l.now()
 	data, err := e.Encode()
 	if err != nil {
 		return 0, err
@@ -185,18 +172,17 @@ func (l *Log) Append(ctx context.Context, e Entry) (uint64, error) {
 }
 
 // run writes batches until the log is closed: group commit, so that any number
-// of concurrent appenders share the syncs of one batch.
-func (l *Log) run(ctx context.Context) {
-	defer l.done.Done()
+// of concurrent appenders share one write to the disk.
+func (l *Log) run() {
 	for {
 		select {
 		case first := <-l.queue:
-			l.write(ctx, first)
+			l.write(first)
 		case <-l.closed:
 			for {
 				select {
 				case first := <-l.queue:
-					l.write(ctx, first)
+					l.write(first)
 				default:
 					return
 				}
@@ -206,77 +192,57 @@ func (l *Log) run(ctx context.Context) {
 }
 
 // write appends first and all that waits behind it, and answers each.
-func (l *Log) write(ctx context.Context, first pending) {
-	batch := []pending{first}
-	for len(batch) < maxBatch {
+func (l *Log) write(first pending) {
+	batch, entries, size := []pending{first}, [][]byte{first.data}, len(first.data)
+	for more := true; more && len(batch) < maxBatch && size < maxBatchBytes; {
 		select {
 		case next := <-l.queue:
-			batch = append(batch, next)
-			continue
+			batch, entries, size = append(batch, next), append(entries, next.data), size+len(next.data)
 		default:
+			more = false
 		}
-		break
 	}
-	futures := make([]tessera.IndexFuture, len(batch))
+	index, err := l.writeEntries(entries, size)
 	for i, p := range batch {
-		futures[i] = l.add(ctx, tessera.NewEntry(p.data))
-	}
-	for i, future := range futures {
-		index, err := future()
-		if err != nil {
-			kind := imprint.Unavailable
-			if diskFull(l.dir) {
-				kind = imprint.Exhausted
-			}
-			l.logger.Error("issuance log cannot be written", "log", l.name, "error", err)
-			err = imprint.Errorf(kind, "append to", l.name, "%w", err).
-				WithHint("see that the log's disk is writable and has room; nothing is issued until then")
-		}
-		batch[i].result <- appended{index.Index, err}
+		p.result <- appended{index + uint64(i), err}
 	}
 }
 
-// awaitCheckpoint waits until the signed checkpoint covers the tree on disk; it
-// lags behind after a crash, and for a moment in normal operation.
-func (l *Log) awaitCheckpoint(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, signWait)
-	defer cancel()
-	tick := time.NewTicker(checkpointInterval / 10)
-	defer tick.Stop()
-	for {
-		size, err := l.reader.IntegratedSize(ctx)
-		if err != nil {
-			return imprint.Errorf(imprint.Unavailable, "read", l.name, "%w", err)
-		}
-		signed, err := l.reader.ReadCheckpoint(ctx)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return imprint.Errorf(imprint.Unavailable, "read", l.name, "%w", err)
-		}
-		if err == nil && checkpointSize(signed) >= size {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return imprint.Errorf(imprint.Unavailable, "sign", l.name, "no checkpoint covers the %d entries on disk", size).
-				WithHint("see that the log's disk is writable and has room")
+// writeEntries writes entries of size bytes in total to the journal and gives
+// them to the tree.
+func (l *Log) writeEntries(entries [][]byte, size int) (first uint64, err error) {
+	if !l.journal.fits(len(entries), size) {
+		if _, err := l.tree.await(context.Background()); err != nil {
+			return 0, err
 		}
 	}
+	caughtUp, err := l.tree.caughtUp()
+	if err != nil {
+		return 0, err
+	}
+	if caughtUp {
+		l.journal.rewind()
+	}
+	if first, err = l.journal.append(entries); err != nil {
+		return 0, unwritable(l.name, l.dir, err)
+	}
+	l.tree.add(entries)
+	return first, nil
 }
 
-// Close ends appending, waits for what was being appended and for a checkpoint
-// that covers it, and gives the directory free.
+// Settle returns when everything that was acknowledged before is in the tree,
+// under a signed checkpoint; a copy of the log has it then. It fails with kind
+// [imprint.Exhausted] or [imprint.Unavailable] if the tree cannot be written.
+func (l *Log) Settle(ctx context.Context) error { return l.tree.settle(ctx) }
+
+// Close ends appending, waits until all entries are in the tree and under a
+// checkpoint, and gives the directory free. If the tree cannot be written, they
+// stay in the journal.
 func (l *Log) Close() error {
 	l.once.Do(func() {
 		close(l.closed)
 		l.done.Wait()
-		ctx := context.Background()
-		l.err = l.awaitCheckpoint(ctx)
-		if err := l.shutdown(ctx); l.err == nil && err != nil {
-			l.err = imprint.Errorf(imprint.Unavailable, "close", l.name, "%w", err)
-		}
-		l.cancel()
-		l.lock.Close()
+		l.err = errors.Join(l.tree.close(), l.journal.file.Close(), l.lock.Close())
 	})
 	return l.err
 }

@@ -100,6 +100,22 @@ func TestLogVerifies(t *testing.T) {
 	}
 }
 
+// What was acknowledged is in a copy of a log that was settled.
+func TestSettle(t *testing.T) {
+	t.Parallel()
+	l := newTestLog(t)
+	for n := uint64(0); n < 9; n += 3 {
+		if err := l.Settle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		report, err := VerifyLog(l.fs(), l.verifier, VerifyOptions{})
+		if err != nil || report.Size != n {
+			t.Errorf("%d entries: %+v, %v", n, report, err)
+		}
+		l.fill(t, 3)
+	}
+}
+
 func BenchmarkIssueLogged(b *testing.B) {
 	c := newTestCA(b, testProfile())
 	for _, clients := range []int{1, 32} {

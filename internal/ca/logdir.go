@@ -47,6 +47,16 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// unwritable says that the disk of the log called name refused a write.
+func unwritable(name, dir string, err error) error {
+	kind := imprint.Unavailable
+	if diskFull(dir) {
+		kind = imprint.Exhausted
+	}
+	return imprint.Errorf(kind, "append to", name, "%w", err).
+		WithHint("see that the log's disk is writable and has room; nothing is issued until then")
+}
+
 // diskFull reports whether there is no room in dir for an entry bundle. It is
 // asked after a write failed, because tessera's errors do not keep their cause.
 func diskFull(dir string) bool {
@@ -78,27 +88,33 @@ func logVerifier(key imprint.Secret) (note.Verifier, error) {
 }
 
 // checkContinues refuses to go on with a log that is not the verifier's, or
-// whose tree is behind its signed checkpoint: going on would write a second
-// history over the first.
-func checkContinues(log fs.FS, verifier note.Verifier) error {
+// whose tree is behind its signed checkpoint or its journal: going on would write
+// a second history over the first. It returns the size of the tree and the
+// entries in the journal that the tree has not.
+func checkContinues(log fs.FS, verifier note.Verifier) (size uint64, missing [][]byte, err error) {
 	if _, err := fs.Stat(log, checkpointName); errors.Is(err, fs.ErrNotExist) {
-		if _, err := fs.Stat(log, "tile"); errors.Is(err, fs.ErrNotExist) {
-			return nil // a new log
+		entries, ahead, err := readWaiting(log, 0)
+		if _, noTiles := fs.Stat(log, "tile"); err == nil && errors.Is(noTiles, fs.ErrNotExist) && len(entries) == 0 && !ahead {
+			return 0, nil, nil // a new log
 		}
-		return lost("it has entries but no checkpoint")
+		return 0, nil, lost("it has entries but no checkpoint")
 	}
 	signed, err := readCheckpoint(log, verifier)
 	if err != nil {
-		return err
+		return 0, nil, err
 	}
 	state, err := readTreeState(log)
 	if err != nil {
-		return lost("%w", err)
+		return 0, nil, lost("%w", err)
 	}
 	if state.Size < signed.Size {
-		return lost("its tree has %d entries, its checkpoint %d", state.Size, signed.Size)
+		return 0, nil, lost("its tree has %d entries, its checkpoint %d", state.Size, signed.Size)
 	}
-	return nil
+	missing, ahead, err := readWaiting(log, state.Size)
+	if ahead {
+		return 0, nil, lost("its tree has %d entries, and its journal begins after them", state.Size)
+	}
+	return state.Size, missing, err
 }
 
 func lost(format string, args ...any) error {

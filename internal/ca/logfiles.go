@@ -27,9 +27,9 @@ type LoggedEntry struct {
 	Entry
 }
 
-// Entries yields the entries of the log in log from index from on, as far as its
-// tree on disk goes, the newest included. It checks the entries themselves but no
-// hashes: that is [VerifyLog]. It ends after the first error, of kind
+// Entries yields the entries of the log in log from index from on, the newest
+// included, as far as its tree and its journal go. It checks the entries
+// themselves but no hashes: that is [VerifyLog]. It ends after the first error, of kind
 // [imprint.NotFound] if there is no log and [imprint.Conflict] if it is damaged.
 func Entries(log fs.FS, from uint64) iter.Seq2[LoggedEntry, error] {
 	return func(yield func(LoggedEntry, error) bool) {
@@ -38,25 +38,42 @@ func Entries(log fs.FS, from uint64) iter.Seq2[LoggedEntry, error] {
 			yield(LoggedEntry{}, err)
 			return
 		}
-		for index := from; index < state.Size; {
-			n := index / layout.EntryBundleWidth
-			bundle, err := readBundle(log, n, state.Size)
-			if err != nil {
-				yield(LoggedEntry{}, imprint.Errorf(imprint.Conflict, "read", "issuance log", "%w", err))
-				return
-			}
-			for _, data := range bundle[index-n*layout.EntryBundleWidth:] {
+		fail := func(err error) {
+			yield(LoggedEntry{}, imprint.Errorf(imprint.Conflict, "read", "issuance log", "%w", err))
+		}
+		index := from
+		read := func(entries [][]byte, file string) (more bool) {
+			for _, data := range entries {
 				entry, err := DecodeEntry(data)
 				if err != nil {
-					yield(LoggedEntry{}, imprint.Errorf(imprint.Conflict, "read", "issuance log", "%w", corrupt(index, layout.EntriesPath(n, 0), "%w", err)))
-					return
+					fail(corrupt(index, file, "%w", err))
+					return false
 				}
 				if !yield(LoggedEntry{index, *entry}, nil) {
-					return
+					return false
 				}
 				index++
 			}
+			return true
 		}
+		for index < state.Size {
+			n := index / layout.EntryBundleWidth
+			bundle, err := readBundle(log, n, state.Size)
+			if err != nil {
+				fail(err)
+				return
+			}
+			if !read(bundle[index-n*layout.EntryBundleWidth:], layout.EntriesPath(n, 0)) {
+				return
+			}
+		}
+		// A journal that is ahead is of a log that grew since its tree was read.
+		waiting, _, err := readWaiting(log, index)
+		if err != nil {
+			fail(err)
+			return
+		}
+		read(waiting, journalName)
 	}
 }
 
@@ -157,7 +174,7 @@ func (v *verification) unused() ([]string, error) {
 
 func (v *verification) used(name string) bool {
 	switch name {
-	case checkpointName, lockName, treeStateName, ".state/treeState.lock", ".state/publish.lock",
+	case checkpointName, lockName, journalName, treeStateName, ".state/treeState.lock", ".state/publish.lock",
 		".state/gcState", ".state/gcState.lock", ".state/version":
 		return true
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 
 	"github.com/transparency-dev/merkle/compact"
@@ -25,7 +26,8 @@ type VerifyOptions struct {
 	// an older state is whole in itself; only this shows it.
 	AtLeast uint64
 	// Live is set for a log in use, or of a server that crashed: entries that no
-	// checkpoint covers yet are then counted instead of refused.
+	// checkpoint covers yet, in the tree or only in the journal, are then counted
+	// instead of refused.
 	Live bool
 }
 
@@ -34,7 +36,8 @@ type LogReport struct {
 	Origin string
 	Size   uint64 // entries under the signed checkpoint
 	Root   []byte
-	// Unsigned counts entries after those, which agree with the tree on disk.
+	// Unsigned counts entries after those, which agree with the tree on disk or
+	// wait in the journal.
 	Unsigned uint64
 	Last     *Entry // the last one of all; nil if there are none
 	// Unused names files that are not part of the tree, up to 100: a crash leaves
@@ -115,6 +118,9 @@ func verify(log fs.FS, verifier note.Verifier, opts VerifyOptions, report *LogRe
 	if err := v.finishTiles(); err != nil {
 		return err
 	}
+	if err := v.readJournal(opts.Live, report); err != nil {
+		return err
+	}
 	if report.Unused, err = v.unused(); err != nil {
 		return err
 	}
@@ -169,8 +175,31 @@ func (v *verification) walk(size uint64, root []byte, report *LogReport) error {
 		}
 	}
 	if !bytes.Equal(have, root) {
+		for _, id := range v.partialTiles() {
+			if _, _, err := v.readNodes(id); err != nil {
+				return err
+			}
+		}
 		return corrupt(0, checkpointName, "entries and tiles agree with each other but not with the root hash at size %d: the log was rewritten", size)
 	}
+	return nil
+}
+
+// readJournal counts the entries that wait for the tree.
+func (v *verification) readJournal(live bool, report *LogReport) error {
+	waiting, ahead, err := readWaiting(v.log, v.size)
+	switch {
+	case err != nil:
+		return err
+	case ahead && !live: // of a log in use the tree grew since its state was read
+		return corrupt(v.size, journalName, "the tree ends here, and the journal begins later")
+	}
+	for i, data := range waiting {
+		if report.Last, err = DecodeEntry(data); err != nil {
+			return corrupt(v.size+uint64(i), journalName, "%w", err)
+		}
+	}
+	report.Unsigned += uint64(len(waiting))
 	return nil
 }
 
@@ -190,12 +219,7 @@ func (v *verification) visit(id compact.NodeID, hash []byte) {
 
 // finishTiles compares the tiles that the tree does not fill.
 func (v *verification) finishTiles() error {
-	ids := make([]compact.NodeID, 0, len(v.tiles))
-	for id := range v.tiles {
-		ids = append(ids, id)
-	}
-	slices.SortFunc(ids, func(a, b compact.NodeID) int { return int(a.Level) - int(b.Level) })
-	for _, id := range ids {
+	for _, id := range v.partialTiles() {
 		if err := v.compareTile(id); err != nil {
 			return err
 		}
@@ -203,28 +227,48 @@ func (v *verification) finishTiles() error {
 	return nil
 }
 
-// compareTile compares the stored tile with the rebuilt one and names the first
-// entry under the first node that differs.
+// partialTiles lists the tiles that are not full, lowest first.
+func (v *verification) partialTiles() []compact.NodeID {
+	ids := slices.Collect(maps.Keys(v.tiles))
+	slices.SortFunc(ids, func(a, b compact.NodeID) int { return int(a.Level) - int(b.Level) })
+	return ids
+}
+
+// compareTile compares the stored tile with the rebuilt one.
 func (v *verification) compareTile(id compact.NodeID) error {
-	level, nodes := uint64(id.Level), v.tiles[id]
-	raw, name, err := readTile(v.log, level, id.Index, v.size)
-	index := id.Index << (layout.TileHeight * (level + 1))
+	raw, name, err := v.readNodes(id)
 	if err != nil {
-		return corrupt(index, name, "%w", err)
+		return err
 	}
-	for i, node := range nodes {
-		stored := raw[min(i*len(node), len(raw)):min((i+1)*len(node), len(raw))]
-		if !bytes.Equal(stored, node) {
-			at := index + uint64(i)<<(layout.TileHeight*level)
-			return corrupt(at, name, "entry bundle and hash tile disagree")
-		}
-	}
-	width := len(nodes)
-	if name == layout.TilePath(level, id.Index, 0) {
+	nodes := len(v.tiles[id])
+	width := nodes
+	if name == layout.TilePath(uint64(id.Level), id.Index, 0) {
 		width = layout.TileWidth // it may stand in for a partial one
 	}
 	if len(raw) != width*rfc6962.DefaultHasher.Size() {
-		return corrupt(index+uint64(len(nodes)-1)<<(layout.TileHeight*level), name, "%d bytes; a tile of %d hashes has %d", len(raw), width, width*rfc6962.DefaultHasher.Size())
+		return corrupt(firstUnder(id, nodes-1), name, "%d bytes; a tile of %d hashes has %d", len(raw), width, width*rfc6962.DefaultHasher.Size())
 	}
 	return nil
+}
+
+// readNodes reads a stored tile, which must begin with the nodes of the rebuilt
+// one, and names the first entry under the first node that differs.
+func (v *verification) readNodes(id compact.NodeID) (raw []byte, name string, err error) {
+	raw, name, err = readTile(v.log, uint64(id.Level), id.Index, v.size)
+	if err != nil {
+		return nil, name, corrupt(firstUnder(id, 0), name, "%w", err)
+	}
+	for i, node := range v.tiles[id] {
+		stored := raw[min(i*len(node), len(raw)):min((i+1)*len(node), len(raw))]
+		if !bytes.Equal(stored, node) {
+			at := firstUnder(id, i)
+			return nil, name, corrupt(at, name, "it does not fit the entries in %s", layout.EntriesPathForLogIndex(at, v.size))
+		}
+	}
+	return raw, name, nil
+}
+
+// firstUnder returns the index of the first entry under node i of a tile.
+func firstUnder(tile compact.NodeID, i int) uint64 {
+	return (tile.Index<<layout.TileHeight + uint64(i)) << (layout.TileHeight * tile.Level)
 }

@@ -225,7 +225,7 @@ func (d *Daemon) openServer() error {
 		Authorities: trust{d.authorities},
 		RootKeys:    trust{d.authorities},
 		Sealing:     &sealing{keys: d.keys, store: d.store, values: d.values, authorities: d.authorities, logger: d.Logger},
-		Log:         issuanceLog{d.logDir(), d.logKey},
+		Log:         issuanceLog{d.log, d.logDir(), d.logKey},
 		Check:       manifest.Check,
 		Tenant:      s.Tenant,
 		Ready:       d.ready,

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"imprint"
+	"imprint/internal/ca"
 )
 
 // VerifierFile is the first file of a copy of the issuance log: the key that
@@ -27,10 +28,17 @@ const (
 )
 
 // issuanceLog gives copies of the log in dir.
-type issuanceLog struct{ dir, verifier string }
+type issuanceLog struct {
+	log           *ca.Log
+	dir, verifier string
+}
 
-// WriteTar writes the log's files while the log goes on.
+// WriteTar writes the log's files, with all that was issued before, while the
+// log goes on.
 func (l issuanceLog) WriteTar(ctx context.Context, w io.Writer) error {
+	if err := l.log.Settle(ctx); err != nil {
+		return err
+	}
 	out := tar.NewWriter(w)
 	err := writeEntry(out, VerifierFile, []byte(l.verifier+"\n"))
 	if err == nil {
