@@ -24,11 +24,12 @@ func Routes() (list []Route) {
 // AnswerTo returns the status for err.
 func AnswerTo(err error) int { return answerTo(err).status }
 
-// DecodeRequest and MarshalAttributes are fuzzed.
+// What is tested by itself.
 var (
 	DecodeRequest     = decodeRequest
 	MarshalAttributes = marshalAttributes
 	Credentials       = credentials
+	CertsOnly         = certsOnly
 )
 
 // Rates is the limiter of requests.

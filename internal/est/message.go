@@ -2,6 +2,7 @@ package est
 
 import (
 	"bytes"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
@@ -10,7 +11,8 @@ import (
 	"net/http"
 	"strconv"
 
-	"github.com/smallstep/pkcs7"
+	"golang.org/x/crypto/cryptobyte"
+	tag "golang.org/x/crypto/cryptobyte/asn1"
 
 	"imprint"
 )
@@ -93,16 +95,48 @@ func decodeRequest(body []byte) (der []byte, reason string) {
 	return der, ""
 }
 
-// writeCertificates replies with a certs-only SignedData (RFC 5652 section 5.1,
-// RFC 7030 section 4.1.3).
+// writeCertificates replies with certs, each in DER (RFC 7030 section 4.1.3).
 func writeCertificates(c *call, certs ...[]byte) error {
-	der, err := pkcs7.DegenerateCertificate(bytes.Join(certs, nil))
+	p7, err := certsOnly(certs)
 	if err != nil {
 		return imprint.Errorf(imprint.Internal, "encode", "certificates", "%w", err)
 	}
-	writeBase64(c, "application/pkcs7-mime; smime-type=certs-only", der)
+	writeBase64(c, "application/pkcs7-mime; smime-type=certs-only", p7)
 	return nil
 }
+
+// certsOnly returns a SignedData with certificates and nothing that is signed
+// (RFC 5652 sections 3 and 5.1), in DER.
+func certsOnly(certs [][]byte) ([]byte, error) {
+	explicit := func(b *cryptobyte.Builder, n uint8, value cryptobyte.BuilderContinuation) {
+		b.AddASN1(tag.Tag(n).ContextSpecific().Constructed(), value)
+	}
+	empty := func(*cryptobyte.Builder) {}
+	b := cryptobyte.NewBuilder(nil)
+	b.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier(oidSignedData)
+		explicit(b, 0, func(b *cryptobyte.Builder) {
+			b.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) {
+				b.AddASN1Int64(1)         // version
+				b.AddASN1(tag.SET, empty) // digest algorithms
+				b.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(oidData) })
+				explicit(b, 0, func(b *cryptobyte.Builder) {
+					for _, cert := range certs {
+						b.AddBytes(cert)
+					}
+				})
+				explicit(b, 1, empty)     // revocation lists
+				b.AddASN1(tag.SET, empty) // signers
+			})
+		})
+	})
+	return b.Bytes()
+}
+
+var (
+	oidData       = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1} // RFC 5652 section 4
+	oidSignedData = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2} // RFC 5652 section 5
+)
 
 // writeBase64 replies with der as one unwrapped line: strongSwan rejects line
 // breaks inside, and every client reads it without them.

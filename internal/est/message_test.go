@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/smallstep/pkcs7"
+
 	"imprint/internal/est"
 )
 
@@ -48,6 +50,22 @@ func FuzzDecodeRequest(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestCertsOnly: the reply is what a PKCS #7 library writes.
+func TestCertsOnly(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "default", "blue")
+	a, b := site.cas["default"].cert.Raw, site.cas["blue"].cert.Raw
+	for _, certs := range [][][]byte{{a}, {a, b}} {
+		want, err := pkcs7.DegenerateCertificate(bytes.Join(certs, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := est.CertsOnly(certs); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d certificates: %x, %v; want %x", len(certs), got, err, want)
+		}
+	}
 }
 
 // FuzzCredentials: the user and token that come out are bounded and are what a
