@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
-	der "golang.org/x/crypto/cryptobyte/asn1"
+	tag "golang.org/x/crypto/cryptobyte/asn1"
 )
 
 // leaf is a certificate to be signed. What all leaves of an authority share
@@ -42,22 +42,22 @@ func (a *Authority) sign(l *leaf) ([]byte, error) {
 		hash, algorithm = crypto.SHA384, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 3}
 	}
 	addAlgorithm := func(b *cryptobyte.Builder) {
-		b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(algorithm) })
+		b.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(algorithm) })
 	}
 	tbs := cryptobyte.NewBuilder(make([]byte, 0, 1024))
-	tbs.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1(der.Tag(0).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) { b.AddASN1Int64(2) }) // version 3
+	tbs.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1(tag.Tag(0).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) { b.AddASN1Int64(2) }) // version 3
 		b.AddASN1BigInt(l.serial)
 		addAlgorithm(b)
 		b.AddBytes(a.issuing[0].RawSubject)
-		b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) {
 			addTime(b, l.notBefore)
 			addTime(b, l.notAfter)
 		})
 		addCommonName(b, l.commonName)
 		b.AddBytes(l.spki)
-		b.AddASN1(der.Tag(3).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) {
-			b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) { a.addExtensions(b, l) })
+		b.AddASN1(tag.Tag(3).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) {
+			b.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) { a.addExtensions(b, l) })
 		})
 	})
 	message, err := tbs.Bytes()
@@ -71,7 +71,7 @@ func (a *Authority) sign(l *leaf) ([]byte, error) {
 		return nil, err
 	}
 	cert := cryptobyte.NewBuilder(make([]byte, 0, len(message)+256))
-	cert.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
+	cert.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddBytes(message)
 		addAlgorithm(b)
 		b.AddASN1BitString(signature)
@@ -89,11 +89,11 @@ func addTime(b *cryptobyte.Builder, t time.Time) {
 }
 
 func addCommonName(b *cryptobyte.Builder, name string) {
-	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1(der.SET, func(b *cryptobyte.Builder) {
-			b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
+	b.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1(tag.SET, func(b *cryptobyte.Builder) {
+			b.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) {
 				b.AddASN1ObjectIdentifier(asn1.ObjectIdentifier{2, 5, 4, 3})
-				b.AddASN1(der.PrintableString, func(b *cryptobyte.Builder) { b.AddBytes([]byte(name)) })
+				b.AddASN1(tag.PrintableString, func(b *cryptobyte.Builder) { b.AddBytes([]byte(name)) })
 			})
 		})
 	})
@@ -116,17 +116,17 @@ func (a *Authority) addExtensions(b *cryptobyte.Builder, l *leaf) {
 		extKeyUsage    = 37
 	)
 	add := func(id asn1.ObjectIdentifier, critical bool, value cryptobyte.BuilderContinuation) {
-		b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) {
 			b.AddASN1ObjectIdentifier(id)
 			if critical {
 				b.AddASN1Boolean(true)
 			}
-			b.AddASN1(der.OCTET_STRING, value)
+			b.AddASN1(tag.OCTET_STRING, value)
 		})
 	}
 	// ce adds a standard extension whose value is a SEQUENCE.
 	ce := func(id int, critical bool, value cryptobyte.BuilderContinuation) {
-		add(asn1.ObjectIdentifier{2, 5, 29, id}, critical, func(b *cryptobyte.Builder) { b.AddASN1(der.SEQUENCE, value) })
+		add(asn1.ObjectIdentifier{2, 5, 29, id}, critical, func(b *cryptobyte.Builder) { b.AddASN1(tag.SEQUENCE, value) })
 	}
 	add(asn1.ObjectIdentifier{2, 5, 29, keyUsage}, true, func(b *cryptobyte.Builder) {
 		if _, ok := l.publicKey.(*rsa.PublicKey); ok {
@@ -158,9 +158,9 @@ func (a *Authority) addExtensions(b *cryptobyte.Builder, l *leaf) {
 	if a.material.CRL != "" {
 		ce(crlPoints, false, func(b *cryptobyte.Builder) {
 			const uri = 6
-			b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) { // one DistributionPoint
-				b.AddASN1(der.Tag(0).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) { // its name
-					b.AddASN1(der.Tag(0).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) { // in full
+			b.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) { // one DistributionPoint
+				b.AddASN1(tag.Tag(0).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) { // its name
+					b.AddASN1(tag.Tag(0).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) { // in full
 						addImplicit(b, uri, []byte(a.material.CRL))
 					})
 				})
@@ -173,6 +173,6 @@ func (a *Authority) addExtensions(b *cryptobyte.Builder, l *leaf) {
 }
 
 // addImplicit writes a primitive value under a context-specific tag.
-func addImplicit(b *cryptobyte.Builder, tag uint8, value []byte) {
-	b.AddASN1(der.Tag(tag).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes(value) })
+func addImplicit(b *cryptobyte.Builder, n uint8, value []byte) {
+	b.AddASN1(tag.Tag(n).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes(value) })
 }
