@@ -1,3 +1,5 @@
+//go:build bench
+
 package store
 
 import (
@@ -18,16 +20,13 @@ import (
 	"imprint"
 )
 
-// scale is how many instances TestScale reserves, for example
-// go test -run TestScale -v ./internal/store -store.scale=100000
-var scale = flag.Int("store.scale", 0, "instances that TestScale reserves; 0 skips it")
+// scale is how many instances TestScale reserves; try a million with
+// go test -tags bench -run TestScale -v ./internal/store -store.scale=1000000
+var scale = flag.Int("store.scale", 100_000, "instances that TestScale reserves")
 
 // TestScale reports how an embedded store bears many reserved instances, and
 // fails if anything grows worse than linearly.
 func TestScale(t *testing.T) {
-	if *scale == 0 {
-		t.Skip("asked for by -store.scale")
-	}
 	dir := t.TempDir()
 	empty := resident()
 	s := openEmbedded(t, dir)
