@@ -144,7 +144,7 @@ func bind(path string, owner *Owner) (*net.UnixListener, error) {
 	if err := ownDir(dir); err != nil {
 		return nil, err
 	}
-	if err := clearWay(path); err != nil {
+	if err := clearWay(path, owner); err != nil {
 		return nil, err
 	}
 	// The mode is set on the descriptor before it gets its name, so that at no
@@ -185,8 +185,9 @@ func give(path string, owner Owner) error {
 	return nil
 }
 
-// clearWay removes a socket that nobody listens on.
-func clearWay(path string) error {
+// clearWay removes a socket that nobody listens on, also one that an earlier
+// process gave to owner.
+func clearWay(path string, owner *Owner) error {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -198,6 +199,9 @@ func clearWay(path string) error {
 			WithHint("find out whose file it is and move it away")
 	}
 	conn, err := net.DialTimeout("unix", path, time.Second)
+	if errors.Is(err, syscall.EACCES) && owner != nil {
+		conn, err = dialGiven(path, *owner)
+	}
 	if err == nil {
 		conn.Close()
 		return imprint.Errorf(imprint.Conflict, "listen on", path, "another program listens there").
@@ -207,6 +211,20 @@ func clearWay(path string) error {
 		return imprint.Errorf(imprint.Conflict, "listen on", path, "another program may listen there: %w", err)
 	}
 	return removeSocket(path)
+}
+
+// dialGiven connects to a socket that was given to owner. As a service this
+// process is root without the power to pass over file modes, so it takes the
+// socket back for that moment.
+func dialGiven(path string, owner Owner) (net.Conn, error) {
+	if err := os.Lchown(path, os.Geteuid(), -1); err != nil {
+		return nil, err
+	}
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, err
+	}
+	return conn, errors.Join(err, os.Lchown(path, owner.UID, -1))
 }
 
 func dialSocket(ctx context.Context, path string) (net.Conn, error) {

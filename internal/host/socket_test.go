@@ -5,9 +5,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"imprint"
 	"imprint/test/need"
@@ -35,6 +38,53 @@ func TestBindMakesPrivateSocket(t *testing.T) {
 	defer l.Close()
 	wantMode(t, path, 0o600)
 	wantMode(t, filepath.Dir(path), 0o700)
+}
+
+// As the packaged service the host is root with CAP_CHOWN and nothing else, and
+// may not even connect to the sockets that it gave away before its restart.
+func TestBindTakesBackWhatItGave(t *testing.T) {
+	need.Root(t)
+	path := filepath.Join(shortDir(t), "id", "serial.sock")
+	owner := &Owner{UID: 64055, GID: 108}
+	errs := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with its capabilities
+		errs <- func() error {
+			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			var have [2]unix.CapUserData
+			if err := unix.Capget(&header, &have[0]); err != nil {
+				return err
+			}
+			have[0].Effective, have[1].Effective = 1<<unix.CAP_CHOWN, 0
+			if err := unix.Capset(&header, &have[0]); err != nil {
+				return err
+			}
+			first, err := bind(path, owner)
+			if err != nil {
+				return err
+			}
+			if l, err := bind(path, owner); err == nil {
+				l.Close()
+				t.Error("took the socket of a program that listens")
+			}
+			first.Close()
+			second, err := bind(path, owner)
+			if err != nil {
+				return err
+			}
+			return second.Close()
+		}()
+	}()
+	if err := <-errs; err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 64055 {
+		t.Errorf("the socket belongs to %d", uid)
+	}
 }
 
 func TestBindGivesSocketToItsOwner(t *testing.T) {
