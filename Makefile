@@ -4,6 +4,7 @@
 # make build   bin/imprint and bin/imprint-agent
 # make lint    gofmt, go vet and, where it is installed, golangci-lint
 # make docs    generate the references in docs/ from the code
+# make recording  draw the README's picture from a real birth
 # make setup   install what the tests need (Debian, through apt-get)
 
 GO ?= go
@@ -26,13 +27,22 @@ test: setup
 	$(GO) vet -tags vm,interop,bench ./test/...
 	$(GO) run ./test/report
 
+# SCALE=1000000 reserves a million instances.
 bench:
-	$(GO) test -tags bench -run '^$$' -bench . -benchtime 1x -timeout 60m ./test/bench/...
+	$(GO) test -tags bench -run '^$$' -bench Enrolments -benchtime 1x -timeout 60m ./test/bench/
+	$(GO) test -tags bench -run '^$$' -bench Serial -benchtime 200x -timeout 60m ./test/bench/
+	$(GO) test -tags bench -run TestScale -v -timeout 60m ./internal/store/ -store.scale $(or $(SCALE),100000)
 
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	@if command -v golangci-lint >/dev/null; then golangci-lint run ./...; else echo "lint: golangci-lint is not installed; only gofmt and go vet ran"; fi
+
+# The README's picture, from a real run.
+recording: build
+	@$(GO) build -o bin/mkguest ./demo/mkguest
+	@CLICOLOR_FORCE=1 demo/run | sed -n '/Reserve web-1/,/What was seen of web-1/p' | sed '$$d' | \
+		$(GO) run ./demo/terminalsvg > docs/first-birth.svg
 
 docs:
 	$(GO) generate ./...
@@ -43,4 +53,4 @@ setup:
 clean:
 	rm -rf bin
 
-.PHONY: build demo test bench lint docs setup clean
+.PHONY: build demo test bench lint docs recording setup clean

@@ -49,7 +49,8 @@ func draw(in io.Reader, out io.Writer) error {
 	var lines []string
 	scanner := bufio.NewScanner(in)
 	for scanner.Scan() {
-		lines = append(lines, strings.ReplaceAll(scanner.Text(), "\r", ""))
+		// Renderers fold spaces; these they keep.
+		lines = append(lines, strings.NewReplacer("\r", "", " ", "\u00a0").Replace(scanner.Text()))
 	}
 	if err := scanner.Err(); err != nil {
 		return err
@@ -59,7 +60,7 @@ func draw(in io.Reader, out io.Writer) error {
 	fmt.Fprintf(w, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d">
 <title>A machine is born: the output of make demo</title>
 <rect width="100%%" height="100%%" rx="8" fill="#0d1117"/>
-<g font-family="ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace" font-size="13" fill="#c9d1d9" style="white-space:pre">
+<g font-family="ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace" font-size="13" fill="#c9d1d9">
 `, width, height, width, height)
 	for n, line := range lines {
 		fmt.Fprintf(w, `<text x="%d" y="%d">%s</text>`+"\n", margin, margin+13+n*lineHeight, spans(line))
