@@ -57,13 +57,12 @@ func BenchmarkEnrolments(b *testing.B) {
 
 func (s *imprintServer) measure(b *testing.B, round, n int) figures {
 	b.Helper()
-	prefix := fmt.Sprintf("a%d", round)
-	requests := s.requests(b, prefix, newCSRs(b, prefix, n))
+	requests := s.requests(b, newCSRs(b, fmt.Sprintf("a%d", round), n))
 	if *cpuProfile != "" && round == *rounds {
-		s.tell(b, new(any), "profile "+*cpuProfile)
-		defer s.tell(b, new(any), "profile")
+		s.profile(b, *cpuProfile)
+		defer s.profile(b, "")
 	}
-	return load(b, *clients, s.process, s.roots, s.URL+"/.well-known/est/cacerts", http.StatusOK, requests)
+	return load(b, *clients, s.process, s.roots, s.url+"/.well-known/est/cacerts", http.StatusOK, requests)
 }
 
 func (s *stepCA) measure(b *testing.B, round, n int) figures {
