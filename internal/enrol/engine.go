@@ -67,7 +67,11 @@ func (e *Engine) move(ctx context.Context, id imprint.InstanceID, decide func(*i
 		return nil, err
 	}
 	if refusal != nil && imprint.KindOf(refusal) != imprint.Pending {
-		e.Logger.LogAttrs(ctx, slog.LevelInfo, "refused", slog.String("instance", string(id)), slog.Any("reason", refusal))
+		level := slog.LevelInfo
+		if !ration.loud(&e.notes, id, refusal, e.Now()) {
+			level = slog.LevelDebug
+		}
+		e.Logger.LogAttrs(ctx, level, "refused", slog.String("instance", string(id)), slog.Any("reason", refusal))
 	}
 	return inst, refusal
 }

@@ -126,3 +126,12 @@ func (r *ration) allows(n *notes, i *imprint.Instance, ev *imprint.Event, refusa
 	}
 	return r.ok
 }
+
+// loud reports whether a refusal may be seen in the log: whoever can fill a
+// timeline can fill a disk. What is not on the timeline has a ration of its own.
+func (r *ration) loud(n *notes, id imprint.InstanceID, refusal error, now time.Time) bool {
+	if !r.asked {
+		r.ok, _ = n.admit(noteSort{instance: id, kind: imprint.KindOf(refusal)}, now)
+	}
+	return r.ok
+}

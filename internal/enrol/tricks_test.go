@@ -234,3 +234,25 @@ func TestApprovalIsNoInvitationToOtherChannels(t *testing.T) {
 	_, err = w.engine.Enrol(t.Context(), m.up(id))
 	wantKind(t, err, imprint.Pending)
 }
+
+// Whoever may ask may not fill the server's disk with refusals, neither before a
+// decision nor after everything is over.
+func TestRefusalsDoNotFillTheLog(t *testing.T) {
+	t.Parallel()
+	w, m := newWorld(), newMachine(t)
+	id := w.reserve(t)
+	for range 500 {
+		wrong := m.up(id)
+		wrong.Witness = other
+		w.engine.Enrol(t.Context(), wrong)
+	}
+	if _, err := w.engine.Revoke(t.Context(), id, "test", "alice"); err != nil {
+		t.Fatal(err)
+	}
+	for range 500 {
+		w.engine.Enrol(t.Context(), m.up(id))
+	}
+	if n := strings.Count(w.log.String(), "\n"); n == 0 || n > 20 {
+		t.Errorf("1000 refusals made %d lines in the log", n)
+	}
+}

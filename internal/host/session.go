@@ -112,7 +112,7 @@ func (s *session) explain(ctx context.Context, key string, err error) error {
 		return err
 	}
 	level := slog.LevelWarn
-	if what := key + " " + err.Error(); what == s.logged {
+	if what := key + " " + err.Error(); what == s.logged || !s.unit.complaints.admit(s.unit.host.c.Now()) {
 		level = slog.LevelDebug
 	} else {
 		s.logged = what

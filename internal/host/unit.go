@@ -28,6 +28,8 @@ type unit struct {
 	notes    *notes // keys that the guest put
 	down, up *queue // messages to and from the guest
 
+	complaints complaints // about the guest, in the log
+
 	mu        sync.Mutex
 	snapshot  *snapshot                     // guarded by mu; nil until the record is heard
 	changed   chan struct{}                 // guarded by mu; closed and replaced with each snapshot

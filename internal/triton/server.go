@@ -112,6 +112,7 @@ type session struct {
 	lines    lines
 	heard    time.Time // when the last byte came
 	noise    time.Time // when the last foreign text came
+	large    bool      // a value that does not fit was logged
 	payload  []byte    // reused for decoding
 	out      []byte    // reused for encoding
 }
@@ -237,7 +238,11 @@ func (s *session) say(ctx context.Context, text string) error {
 func (s *session) reply(ctx context.Context, f Frame) error {
 	out, err := AppendFrame(s.out[:0], f)
 	if err != nil {
-		s.Logger.WarnContext(ctx, "reply does not fit a frame", "bytes", len(f.Payload))
+		level := slog.LevelDebug // from the second time on: a guest must not fill the log
+		if !s.large {
+			s.large, level = true, slog.LevelWarn
+		}
+		s.Logger.Log(ctx, level, "reply does not fit a frame", "bytes", len(f.Payload))
 		out, err = AppendFrame(s.out[:0], Frame{ID: f.ID, Code: Failed, Payload: []byte("the value is too large for this channel")})
 		if err != nil {
 			return err
