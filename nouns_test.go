@@ -167,6 +167,9 @@ func TestPayloadsThatAreRefused(t *testing.T) {
 		"negative":           replace(`"generation":2`, `"generation":-1`),
 		"instance not an ID": replace("6f1d0c1e", "../../../"),
 		"name with a slash":  replace(`"name":"web-1"`, `"name":"a/b"`),
+		"tenant with a path": replace(`"tenant":"default"`, `"tenant":"x/../../../../etc/ssl/private/web"`),
+		"no tenant":          replace(`"tenant":"default"`, `"tenant":""`),
+		"year 2610":          replace(`"time":"20`, `"time":"26`),
 		"no CA":              replace("-----BEGIN CERTIFICATE-----\\nMA==\\n-----END CERTIFICATE-----\\n", ""),
 	} {
 		if _, err := imprint.DecodePayload(b); imprint.KindOf(err) != imprint.Invalid {

@@ -13,6 +13,10 @@ import (
 // fits a serial frame, a SOL exchange and an SMBIOS string.
 const MaxPayload = 4 << 10
 
+// MaxYear is the last year that a guest believes it is. Clocks that count
+// nanoseconds end in 2262.
+const MaxYear = 2199
+
 // PayloadVersion is the only version of the format so far.
 const PayloadVersion = 1
 
@@ -73,6 +77,11 @@ func DecodePayload(b []byte) (*Payload, error) {
 		return nil, Errorf(Invalid, "decode", "payload", "generation 0")
 	case p.CA == "":
 		return nil, Errorf(Invalid, "decode", "payload", "no CA to trust")
+	case p.Time.Year() > MaxYear:
+		return nil, Errorf(Invalid, "decode", "payload", "the year %d", p.Time.Year())
+	}
+	if err := CheckLabel("payload tenant", string(p.Tenant)); err != nil { // it becomes a part of file names
+		return nil, err
 	}
 	if err := CheckLabel("payload name", string(p.Name)); err != nil {
 		return nil, err

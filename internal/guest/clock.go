@@ -64,6 +64,9 @@ func parseTime(b []byte) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, imprint.Errorf(imprint.Invalid, "read", "the host's time", "%w", err)
 	}
+	if t.Year() > imprint.MaxYear {
+		return time.Time{}, imprint.Errorf(imprint.Invalid, "read", "the host's time", "the year %d", t.Year())
+	}
 	return t, nil
 }
 

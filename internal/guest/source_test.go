@@ -182,6 +182,31 @@ func TestPayloadOnAVolume(t *testing.T) {
 			t.Errorf("Try = %v, %v", f, err)
 		}
 	})
+	t.Run("of a user's making", func(t *testing.T) {
+		t.Parallel()
+		m, s, mounted := setUp(t)
+		// A label in front of another file system, mounted with links and pipes in it.
+		m.write("proc/self/mountinfo", "30 1 11:0 / /media/u rw - ext4 /dev/sr0 rw\n", 0o444)
+		if err := os.MkdirAll(m.root+"/media/u", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mkfifo(m.root+"/media/u/payload.json", 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := s.Try(t.Context()); err != nil || string(f.payload) != "{}" || *mounted != 0 {
+			t.Errorf("Try = %v, %v", f, err)
+		}
+		m.write("proc/self/mountinfo", "30 1 11:0 / /media/u rw - vfat /dev/sr0 rw\n", 0o444)
+		if _, err := s.Try(t.Context()); imprint.KindOf(err) != imprint.NotFound {
+			t.Errorf("Try = %v", err)
+		}
+		// A file that a user had attached to a loop device.
+		os.Rename(m.root+"/sys/class/block/sr0", m.root+"/sys/class/block/loop0")
+		os.Rename(m.root+"/dev/sr0", m.root+"/dev/loop0")
+		if _, err := s.Try(t.Context()); imprint.KindOf(err) != imprint.NotFound {
+			t.Errorf("Try = %v", err)
+		}
+	})
 	t.Run("none", func(t *testing.T) {
 		t.Parallel()
 		m := newMachine(t, nil)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -59,6 +60,9 @@ func (s volumeSource) find() (device, number string, err error) {
 		return "", "", volumeEmpty()
 	}
 	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "loop") {
+			continue // on a desktop whoever sits there may make one of any file
+		}
 		device := s.layout.at("dev", strings.ReplaceAll(e.Name(), "!", "/"))
 		if label, err := deviceLabel(device); err != nil || !isVolumeLabel(label) {
 			continue
@@ -90,16 +94,20 @@ func (s volumeSource) mountedAt(number string) string {
 		return ""
 	}
 	for _, m := range parseMountinfo(b) {
-		if m.device == number && m.root == "/" {
+		if m.device == number && m.root == "/" && slices.Contains(volumeTypes(), m.fstype) {
 			return s.layout.at(m.point)
 		}
 	}
 	return ""
 }
 
+// volumeTypes are the file systems of a volume. They have neither links nor
+// pipes, whoever made them.
+func volumeTypes() []string { return []string{"iso9660", "vfat"} }
+
 func mountReadOnly(device, dir string) (func() error, error) {
 	var errs error
-	for _, fstype := range []string{"iso9660", "vfat"} {
+	for _, fstype := range volumeTypes() {
 		err := unix.Mount(device, dir, fstype, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 		if err == nil {
 			return func() error { return unix.Unmount(dir, 0) }, nil

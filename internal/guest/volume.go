@@ -97,7 +97,7 @@ func readVolume(name, dir string) (*finding, error) {
 	if err != nil {
 		return nil, imprint.Errorf(imprint.Unavailable, "read", dir, "%w", err)
 	}
-	i := slices.IndexFunc(entries, func(e os.DirEntry) bool { return strings.EqualFold(e.Name(), PayloadName) })
+	i := slices.IndexFunc(entries, func(e os.DirEntry) bool { return strings.EqualFold(e.Name(), PayloadName) && e.Type().IsRegular() })
 	if i < 0 {
 		return nil, imprint.Errorf(imprint.NotFound, "read", name, "it has no %s", PayloadName)
 	}
