@@ -57,6 +57,7 @@ type Daemon struct {
 	host        *host.Host
 	checkIn     *est.Server // nil if switched off
 	server      *server.Server
+	heapFloor   []byte // is only kept
 }
 
 // Open opens everything that a server needs, without listening anywhere.
@@ -68,7 +69,7 @@ func Open(ctx context.Context, s *Settings, o Options) (_ *Daemon, err error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	d := &Daemon{Options: o, settings: s, metrics: newMetrics()}
+	d := &Daemon{Options: o, settings: s, metrics: newMetrics(), heapFloor: raiseHeapFloor()}
 	defer func() {
 		if err != nil {
 			d.Close()
