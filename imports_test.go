@@ -36,7 +36,7 @@ var imports = []struct {
 	// Adapters: each speaks one protocol and never to each other at will.
 	{"internal/triton", "imprint", "golang.org/x/time"},
 	{"internal/host", "imprint internal/dialect internal/keybox internal/triton", "golang.org/x/sys"},
-	{"internal/est", "imprint", "github.com/smallstep/pkcs7 golang.org/x/time"},
+	{"internal/est", "imprint", "golang.org/x/crypto golang.org/x/time"},
 	{"internal/platform/qemu", "imprint", ""},
 
 	// The operator's side.
