@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -105,10 +107,24 @@ func (p *program) pipeCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if isTerminal(p.out) {
+					message = harmless(message)
+				}
 				_, err = p.out.Write(message)
 				return err
 			},
 		},
 	)
 	return c
+}
+
+// harmless replaces in a machine's message what a terminal would obey. Root of
+// the machine is not root of the operator's terminal.
+func harmless(message []byte) []byte {
+	return bytes.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, message)
 }

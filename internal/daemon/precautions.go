@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,10 +44,28 @@ func makeDirs(s *Settings) error {
 				WithHint("run as root, or choose directories of your own with --data and --run")
 		}
 	}
+	if err := ownDir(s.Data); err != nil {
+		return err
+	}
 	if s.Group != "" { // its members pass through to the control socket, and see nothing else
 		if err := os.Chmod(s.Run, 0o711); err != nil {
 			return imprint.Errorf(imprint.Denied, "open", s.Run, "%w", err)
 		}
+	}
+	return nil
+}
+
+// ownDir refuses a data directory that others can change: whoever can exchange
+// the key file or the store decides what this server does.
+func ownDir(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return imprint.Errorf(imprint.Denied, "use", dir, "%w", err)
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || int(stat.Uid) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 {
+		return imprint.Errorf(imprint.Denied, "use", dir, "others than this user can change it (mode %04o)", info.Mode().Perm()).
+			WithHint("choose a directory of its own, or give this one to the user that runs imprint, with mode 0700")
 	}
 	return nil
 }
