@@ -78,6 +78,12 @@ with "imprint create -f FILE" and boot it.`,
 		SilenceUsage:  true,
 		Version:       version(),
 	})
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		if p.socket != "" || os.Getenv("IMPRINT_SOCKET") != "" {
+			return nil
+		}
+		return daemon.CheckDefaultSocket()
+	}
 	root.SetIn(p.in)
 	root.SetOut(p.out)
 	root.SetErr(p.err)

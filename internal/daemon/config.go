@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 
 	"go.yaml.in/yaml/v3"
 
@@ -124,6 +125,23 @@ func DefaultSocket() string {
 		return "/run/imprint/imprint.sock"
 	}
 	return filepath.Join(userRunDir(), "imprint.sock")
+}
+
+// CheckDefaultSocket refuses a default socket in a directory that somebody else
+// made: without XDG_RUNTIME_DIR it is below a directory where everybody may, and
+// a false server would be told every value. Kind: Denied.
+func CheckDefaultSocket() error {
+	dir := filepath.Dir(DefaultSocket())
+	info, err := os.Lstat(dir)
+	if err != nil || os.Geteuid() == 0 {
+		return nil // whoever uses the socket says so
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.IsDir() || int(stat.Uid) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 {
+		return imprint.Errorf(imprint.Denied, "use", dir, "it is not a directory that only this user can change").
+			WithHint("set XDG_RUNTIME_DIR, or name the server's socket with --socket or IMPRINT_SOCKET")
+	}
+	return nil
 }
 
 func userRunDir() string {
