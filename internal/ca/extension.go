@@ -6,6 +6,9 @@ import (
 	"encoding/asn1"
 	"unicode/utf8"
 
+	"golang.org/x/crypto/cryptobyte"
+	tag "golang.org/x/crypto/cryptobyte/asn1"
+
 	"imprint"
 )
 
@@ -27,7 +30,7 @@ type Enrolment struct {
 	Channel    imprint.ChannelKind
 }
 
-// enrolmentSyntax is the ASN.1 form of an Enrolment.
+// enrolmentSyntax is the ASN.1 form of an Enrolment, for reading.
 type enrolmentSyntax struct {
 	Version    int
 	Tier       int
@@ -41,7 +44,14 @@ func (e Enrolment) Encode() (pkix.Extension, error) {
 	if err := e.check(); err != nil {
 		return pkix.Extension{}, err
 	}
-	der, err := asn1.Marshal(enrolmentSyntax{enrolmentVersion, int(e.Tier), int64(e.Generation), string(e.Channel)})
+	b := cryptobyte.NewBuilder(make([]byte, 0, maxEnrolment))
+	b.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1Int64(enrolmentVersion)
+		b.AddASN1Int64(int64(e.Tier))
+		b.AddASN1Int64(int64(e.Generation))
+		b.AddASN1(tag.UTF8String, func(b *cryptobyte.Builder) { b.AddBytes([]byte(e.Channel)) })
+	})
+	der, err := b.Bytes()
 	if err != nil {
 		return pkix.Extension{}, imprint.Errorf(imprint.Internal, "encode", "enrolment extension", "%w", err)
 	}

@@ -93,6 +93,9 @@ func TestIssueContents(t *testing.T) {
 	if !slices.Equal(leaf.CRLDistributionPoints, []string{c.material.CRL}) || !bytes.Equal(leaf.AuthorityKeyId, c.issuing[0].SubjectKeyId) || len(leaf.SubjectKeyId) != 20 {
 		t.Error(leaf.CRLDistributionPoints, leaf.AuthorityKeyId, leaf.SubjectKeyId)
 	}
+	if id, err := keyIdentifier(c.issuing[0].RawSubjectPublicKeyInfo); err != nil || !bytes.Equal(id, c.issuing[0].SubjectKeyId) {
+		t.Errorf("key identifier %x, by crypto/x509 %x, %v", id, c.issuing[0].SubjectKeyId, err)
+	}
 	if e, err := enrolmentOf(leaf); err != nil || e != (Enrolment{g.Tier, g.Generation, g.Channel}) {
 		t.Error(e, err)
 	}

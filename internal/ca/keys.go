@@ -10,8 +10,10 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/asn1"
 	"io"
+
+	"golang.org/x/crypto/cryptobyte"
+	tag "golang.org/x/crypto/cryptobyte/asn1"
 
 	"imprint"
 )
@@ -94,6 +96,9 @@ func ParsePublicKey(spki []byte) (crypto.PublicKey, error) {
 	default:
 		return nil, weakKey("a %T", pub)
 	}
+	if len(spki) == lenP256 && bytes.HasPrefix(spki, startOfP256()) {
+		return pub, nil // there is no other way to write it
+	}
 	again, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
 		return nil, imprint.Errorf(imprint.Invalid, "check", "public key", "%w", err)
@@ -104,6 +109,14 @@ func ParsePublicKey(spki []byte) (crypto.PublicKey, error) {
 	return pub, nil
 }
 
+// startOfP256 is the SubjectPublicKeyInfo of every P-256 key up to its point (RFC
+// 5480 section 2), which makes it lenP256 bytes long.
+func startOfP256() []byte {
+	return []byte("\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00\x04")
+}
+
+const lenP256 = 91
+
 func weakKey(format string, args ...any) error {
 	return imprint.Errorf(imprint.Invalid, "check", "public key", format, args...).
 		WithHint("make a P-256, P-384 or Ed25519 key, or RSA of 3072 bits or more")
@@ -113,14 +126,13 @@ func weakKey(format string, args ...any) error {
 // the SHA-256 of its bit string (RFC 7093 section 2 method 1), as crypto/x509
 // computes it for CAs.
 func keyIdentifier(spki []byte) ([]byte, error) {
-	var info struct {
-		Algorithm asn1.RawValue
-		Key       asn1.BitString
+	var info, key cryptobyte.String
+	var unused uint8 // bits at the end
+	s := cryptobyte.String(spki)
+	if !s.ReadASN1(&info, tag.SEQUENCE) || !info.SkipASN1(tag.SEQUENCE) || !info.ReadASN1(&key, tag.BIT_STRING) || !key.ReadUint8(&unused) {
+		return nil, imprint.Errorf(imprint.Invalid, "check", "public key", "not a SubjectPublicKeyInfo")
 	}
-	if _, err := asn1.Unmarshal(spki, &info); err != nil {
-		return nil, imprint.Errorf(imprint.Invalid, "check", "public key", "%w", err)
-	}
-	sum := sha256.Sum256(info.Key.Bytes)
+	sum := sha256.Sum256(key)
 	return sum[:20], nil
 }
 
