@@ -26,6 +26,8 @@ type program struct {
 	in       io.Reader
 	out, err io.Writer
 	socket   string
+	remote   remote
+	over     *api.Client // to remote, if one is given
 	output   format
 	running  bool // the command line was understood
 }
@@ -78,7 +80,11 @@ with "imprint create -f FILE" and boot it.`,
 		SilenceUsage:  true,
 		Version:       version(),
 	})
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+	root.PersistentPreRunE = func(*cobra.Command, []string) (err error) {
+		if p.remote.url != "" {
+			p.over, err = p.remote.client()
+			return err
+		}
 		if p.socket != "" || os.Getenv("IMPRINT_SOCKET") != "" {
 			return nil
 		}
@@ -92,6 +98,7 @@ with "imprint create -f FILE" and boot it.`,
 	})
 	flags := root.PersistentFlags()
 	flags.StringVar(&p.socket, "socket", "", "control `socket` of the server (default $IMPRINT_SOCKET, else imprint.sock in /run/imprint or, for an ordinary user, $XDG_RUNTIME_DIR/imprint)")
+	p.remote.flags(flags)
 	flags.VarP(&p.output, "output", "o", "how to print: table, json or yaml")
 	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddGroup(
@@ -135,8 +142,11 @@ func group(c *cobra.Command) *cobra.Command {
 	return c
 }
 
-// client returns a client of the control API at the chosen socket.
+// client returns a client of the control API at the chosen server or socket.
 func (p *program) client() *api.Client {
+	if p.over != nil {
+		return p.over
+	}
 	socket := p.socket
 	if socket == "" {
 		socket = os.Getenv("IMPRINT_SOCKET")

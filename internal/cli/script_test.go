@@ -66,16 +66,17 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"serve":   serve,
-			"sign":    sign,
-			"etcd":    etcd,
-			"halt":    func(ts *testscript.TestScript, _ bool, args []string) { end(ts, args, syscall.SIGTERM) },
-			"kill9":   func(ts *testscript.TestScript, _ bool, args []string) { end(ts, args, syscall.SIGKILL) },
-			"plug":    plug,
-			"waitfor": waitFor,
-			"expand":  expand,
-			"flip":    flip,
-			"code":    code,
+			"serve":        serve,
+			"sign":         sign,
+			"etcd":         etcd,
+			"halt":         func(ts *testscript.TestScript, _ bool, args []string) { end(ts, args, syscall.SIGTERM) },
+			"kill9":        func(ts *testscript.TestScript, _ bool, args []string) { end(ts, args, syscall.SIGKILL) },
+			"plug":         plug,
+			"waitfor":      waitFor,
+			"expand":       expand,
+			"flip":         flip,
+			"code":         code,
+			"certificates": certificates,
 		},
 	})
 }
