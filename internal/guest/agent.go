@@ -251,7 +251,7 @@ func (a *Agent) accept(ctx context.Context, f *finding, rec *record) (*record, l
 	if _, err := trustedRoots(p); err != nil {
 		return nil, nil, err
 	}
-	what, err := rec.succeed(p)
+	what, err := rec.succeed(p, f.live != nil)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -53,9 +53,12 @@ const (
 	nextLife                    // a newer generation: everything starts again
 )
 
-// succeed compares the payload with what the machine is. It fails with kind
-// [imprint.Conflict] if the payload is for another machine or an earlier life.
-func (r *record) succeed(p *imprint.Payload) (succession, error) {
+// succeed compares the payload with what the machine is; live says that the
+// host itself gave it. It fails with kind [imprint.Conflict] if the payload is
+// for another machine or an earlier life, or if it came one way and names
+// another CA than the machine trusts: whoever can attach a volume must not be
+// able to talk an enrolled machine into a new life of theirs.
+func (r *record) succeed(p *imprint.Payload, live bool) (succession, error) {
 	switch {
 	case r == nil:
 		return firstLife, nil
@@ -67,6 +70,10 @@ func (r *record) succeed(p *imprint.Payload) (succession, error) {
 		return 0, imprint.Errorf(imprint.Conflict, "accept", "payload",
 			"it is for generation %d of %s, but this machine is generation %d already", p.Generation, p.Name, r.Payload.Generation).
 			WithHint("the carrier holds a stale payload: have the platform attach the current one")
+	case p.Generation > r.Payload.Generation && !live && p.CA != r.Payload.CA:
+		return 0, imprint.Errorf(imprint.Conflict, "accept", "payload",
+			"it begins generation %d of %s under another CA than this machine trusts, and came on a medium", p.Generation, p.Name).
+			WithHint("if the CA was really replaced, remove the imprint configuration directory and restart")
 	case p.Generation > r.Payload.Generation:
 		return nextLife, nil
 	}
