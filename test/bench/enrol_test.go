@@ -62,13 +62,21 @@ func (s *imprintServer) measure(b *testing.B, round, n int) figures {
 		s.profile(b, *cpuProfile)
 		defer s.profile(b, "")
 	}
-	return load(b, *clients, s.process, s.roots, s.url+"/.well-known/est/cacerts", http.StatusOK, requests)
+	warm, err := prepare("GET", s.url+"/.well-known/est/cacerts", nil, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return load(b, *clients, s.process, s.roots, s.address, warm, http.StatusOK, requests)
 }
 
 func (s *stepCA) measure(b *testing.B, round, n int) figures {
 	b.Helper()
 	requests := s.requests(b, newCSRs(b, fmt.Sprintf("b%d", round), n))
-	return load(b, *clients, s.process, s.roots, s.url+"/health", http.StatusCreated, requests)
+	warm, err := prepare("GET", s.url+"/health", nil, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return load(b, *clients, s.process, s.roots, s.address, warm, http.StatusCreated, requests)
 }
 
 // compare prints the medians and the ratio of ours to the peer's as a table.

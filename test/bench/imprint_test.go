@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -111,11 +110,12 @@ func profile(files []string) error {
 
 // imprintServer is a running server process.
 type imprintServer struct {
-	url   string
-	api   *api.Client
-	roots *x509.CertPool
-	in    io.Writer
-	out   *json.Decoder
+	address string
+	url     string
+	api     *api.Client
+	roots   *x509.CertPool
+	in      io.Writer
+	out     *json.Decoder
 
 	process *os.Process
 }
@@ -145,12 +145,8 @@ func startImprint(t testing.TB) *imprintServer {
 			t.Errorf("server: %v\n%s", err, log.Bytes())
 		}
 	})
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		t.Fatal(err)
-	}
 	s := &imprintServer{
-		url: "https://localhost:" + port, api: api.NewUnix(siteIn(dir, address).socket), roots: x509.NewCertPool(),
+		address: address, url: "https://" + address, api: api.NewUnix(siteIn(dir, address).socket), roots: x509.NewCertPool(),
 		in: in, out: json.NewDecoder(out), process: cmd.Process,
 	}
 	t.Cleanup(s.api.Close)
@@ -204,15 +200,14 @@ func (s *imprintServer) reserve(ctx context.Context, c csr) (prepared, error) {
 		Name: imprint.InstanceName(label), DNSNames: []string{c.name}, Host: "elsewhere.internal", Channels: []imprint.ChannelKind{imprint.File},
 	}, nil, false)
 	if err != nil {
-		return prepared{}, err
+		return nil, err
 	}
 	token, err := s.api.Token(ctx, string(created.Instance.ID), imprint.Duration(time.Hour))
 	if err != nil {
-		return prepared{}, err
+		return nil, err
 	}
 	basic := base64.StdEncoding.EncodeToString([]byte(string(created.Instance.ID) + ":" + string(token.Reveal())))
-	return prepared{
-		url: s.url + "/.well-known/est/simpleenroll", body: []byte(base64.StdEncoding.EncodeToString(c.der)),
-		header: http.Header{"Content-Type": {"application/pkcs10"}, "Authorization": {"Basic " + basic}},
-	}, nil
+	return prepare("POST", s.url+"/.well-known/est/simpleenroll",
+		http.Header{"Content-Type": {"application/pkcs10"}, "Authorization": {"Basic " + basic}},
+		[]byte(base64.StdEncoding.EncodeToString(c.der)))
 }

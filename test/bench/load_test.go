@@ -3,10 +3,14 @@
 package bench
 
 import (
+	"bufio"
 	"bytes"
+	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -16,11 +20,22 @@ import (
 	"time"
 )
 
-// prepared is one request, complete but for being sent.
-type prepared struct {
-	url    string
-	header http.Header
-	body   []byte
+// prepared is one HTTP/1.1 request, as it goes over the connection.
+type prepared []byte
+
+func prepare(method, url string, header http.Header, body []byte) (prepared, error) {
+	req, err := http.NewRequest(method, url, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	if header != nil {
+		req.Header = header
+	}
+	var raw bytes.Buffer
+	if err := req.Write(&raw); err != nil {
+		return nil, err
+	}
+	return raw.Bytes(), nil
 }
 
 // figures is what one run of the load showed.
@@ -36,10 +51,11 @@ func (f figures) String() string {
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// load sends every request once, from clients that each keep one TLS
-// connection to server and wait for each answer. Connections are made, and
-// warmed by a GET of warm, before the clock starts.
-func load(t testing.TB, clients int, server *os.Process, roots *x509.CertPool, warm string, want int, requests []prepared) figures {
+// load sends every request once, from clients that each keep one TLS connection
+// to the server at address and wait for each answer. Connections are made, and
+// warmed by the request warm, before the clock starts. The clients do little
+// more than TLS: they share the processors with the server.
+func load(t testing.TB, clients int, server *os.Process, roots *x509.CertPool, address string, warm prepared, want int, requests []prepared) figures {
 	t.Helper()
 	var next atomic.Int64
 	var ready, done sync.WaitGroup
@@ -48,26 +64,27 @@ func load(t testing.TB, clients int, server *os.Process, roots *x509.CertPool, w
 	for range clients {
 		ready.Add(1)
 		done.Go(func() {
-			client := httpsClient(roots)
-			defer client.CloseIdleConnections()
-			if _, err := send(client, "GET", prepared{url: warm}); err != nil {
-				t.Errorf("warm up: %v", err)
+			c, err := connect(t.Context(), address, roots)
+			if err == nil {
+				defer c.conn.Close()
+				_, err = c.send(warm)
 			}
 			ready.Done()
 			<-start
-			for {
+			for err == nil {
 				i := next.Add(1) - 1
 				if i >= int64(len(requests)) {
 					return
 				}
 				began := time.Now()
-				status, err := send(client, "POST", requests[i])
+				var status int
+				status, err = c.send(requests[i])
 				took[i] = time.Since(began)
-				if err != nil || status != want {
-					t.Errorf("request %d: status %d, %v", i, status, err)
-					return
+				if err == nil && status != want {
+					err = fmt.Errorf("request %d: status %d", i, status)
 				}
 			}
+			t.Errorf("client: %v", err)
 		})
 	}
 	ready.Wait()
@@ -88,19 +105,33 @@ func load(t testing.TB, clients int, server *os.Process, roots *x509.CertPool, w
 	}
 }
 
-func send(client *http.Client, method string, p prepared) (int, error) {
-	req, err := http.NewRequest(method, p.url, bytes.NewReader(p.body))
+// loadTime bounds one connection's part of a round.
+const loadTime = 10 * time.Minute
+
+// client is a kept connection.
+type client struct {
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+func connect(ctx context.Context, address string, roots *x509.CertPool) (*client, error) {
+	dialer := tls.Dialer{Config: &tls.Config{RootCAs: roots}}
+	conn, err := dialer.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return &client{conn, bufio.NewReader(conn)}, conn.SetDeadline(time.Now().Add(loadTime))
+}
+
+// send sends a request and returns the status of the answer, whose body it skips.
+func (c *client) send(p prepared) (status int, err error) {
+	if _, err := c.conn.Write(p); err != nil {
+		return 0, err
+	}
+	resp, err := http.ReadResponse(c.in, nil)
 	if err != nil {
 		return 0, err
 	}
-	if p.header != nil {
-		req.Header = p.header
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
 	_, err = io.Copy(io.Discard, resp.Body)
 	return resp.StatusCode, err
 }

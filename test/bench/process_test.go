@@ -5,11 +5,9 @@ package bench
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
@@ -64,31 +62,23 @@ func freeAddress(t testing.TB) string {
 	return ln.Addr().String()
 }
 
-func httpsClient(roots *x509.CertPool) *http.Client {
-	return &http.Client{
-		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, MaxIdleConnsPerHost: 1},
-		Timeout:   time.Minute,
-	}
-}
-
-// awaitHTTPS returns when url answers.
-func awaitHTTPS(t testing.TB, roots *x509.CertPool, url string) {
+// awaitTLS returns when address accepts a TLS connection.
+func awaitTLS(t testing.TB, roots *x509.CertPool, address string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	client := httpsClient(roots)
-	defer client.CloseIdleConnections()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		_, err := send(client, "GET", prepared{url: url})
+		c, err := connect(ctx, address, roots)
 		if err == nil {
+			c.conn.Close()
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			t.Fatalf("%s does not answer: %v", url, err)
+			t.Fatalf("%s does not answer: %v", address, err)
 		}
 	}
 }

@@ -27,9 +27,10 @@ const stepVersion = "github.com/smallstep/certificates/cmd/step-ca@v0.30.2"
 
 // stepCA is a running step-ca with a JWK provisioner and its default database.
 type stepCA struct {
-	url   string
-	roots *x509.CertPool
-	key   *ecdsa.PrivateKey // signs one-time tokens
+	address string
+	url     string
+	roots   *x509.CertPool
+	key     *ecdsa.PrivateKey // signs one-time tokens
 
 	process *os.Process
 }
@@ -97,7 +98,7 @@ func startStepCA(t testing.TB) *stepCA {
 	if err := os.WriteFile(configFile, config, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := &stepCA{url: "https://" + addr, roots: x509.NewCertPool(), key: tokenKey}
+	s := &stepCA{address: addr, url: "https://" + addr, roots: x509.NewCertPool(), key: tokenKey}
 	rootCert, err := x509.ParseCertificate(rootDER)
 	if err != nil {
 		t.Fatal(err)
@@ -106,7 +107,7 @@ func startStepCA(t testing.TB) *stepCA {
 	cmd := exec.Command(program, configFile)
 	run(t, cmd)
 	s.process = cmd.Process
-	awaitHTTPS(t, s.roots, s.url+"/health")
+	awaitTLS(t, s.roots, s.address)
 	return s
 }
 
@@ -120,9 +121,9 @@ func (s *stepCA) requests(t testing.TB, csrs []csr) []prepared {
 		if err != nil {
 			t.Fatal(err)
 		}
-		list[i] = prepared{
-			url: s.url + "/1.0/sign", body: body,
-			header: http.Header{"Content-Type": {"application/json"}},
+		list[i], err = prepare("POST", s.url+"/1.0/sign", http.Header{"Content-Type": {"application/json"}}, body)
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
 	return list
