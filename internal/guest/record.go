@@ -70,9 +70,9 @@ func (r *record) succeed(p *imprint.Payload, live bool) (succession, error) {
 		return 0, imprint.Errorf(imprint.Conflict, "accept", "payload",
 			"it is for generation %d of %s, but this machine is generation %d already", p.Generation, p.Name, r.Payload.Generation).
 			WithHint("the carrier holds a stale payload: have the platform attach the current one")
-	case p.Generation > r.Payload.Generation && !live && p.CA != r.Payload.CA:
+	case !live && p.CA != r.Payload.CA:
 		return 0, imprint.Errorf(imprint.Conflict, "accept", "payload",
-			"it begins generation %d of %s under another CA than this machine trusts, and came on a medium", p.Generation, p.Name).
+			"it names another CA than %s trusts, and came on a medium", p.Name).
 			WithHint("if the CA was really replaced, remove the imprint configuration directory and restart")
 	case p.Generation > r.Payload.Generation:
 		return nextLife, nil

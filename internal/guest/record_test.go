@@ -21,6 +21,8 @@ func TestWhichLifeAPayloadBegins(t *testing.T) {
 		"next, same CA, on a medium":     {enrolled, imprint.Payload{Instance: id, Generation: 3, CA: "ours"}, false, nextLife, false},
 		"next, another CA, by the host":  {enrolled, imprint.Payload{Instance: id, Generation: 3, CA: "new"}, true, nextLife, false},
 		"next, another CA, on a medium":  {enrolled, imprint.Payload{Instance: id, Generation: 3, CA: "thief"}, false, 0, true},
+		"same, another CA, by the host":  {enrolled, imprint.Payload{Instance: id, Generation: 2, CA: "new"}, true, sameLife, false},
+		"same, another CA, on a medium":  {enrolled, imprint.Payload{Instance: id, Generation: 2, CA: "thief"}, false, 0, true},
 		"earlier":                        {enrolled, imprint.Payload{Instance: id, Generation: 1, CA: "ours"}, true, 0, true},
 		"another machine's, by the host": {enrolled, imprint.Payload{Instance: other, Generation: 3, CA: "ours"}, true, 0, true},
 	} {
