@@ -120,6 +120,7 @@ issuing CA. Put FILE on a medium of its own and lock it away.`,
 				return err
 			}
 			fmt.Fprintf(p.out, "root key of tenant %s written to %s and removed from the server\n", tenant(), out)
+			fmt.Fprintln(p.err, "Old copies in the store's files open until the sealing key changes: imprint seal rotate")
 			return nil
 		},
 	}
