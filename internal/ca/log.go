@@ -15,10 +15,14 @@ import (
 )
 
 // maxBatch and maxBatchBytes bound what is written to the journal at once: all
-// that arrived while the last batch was being written.
+// that arrived since the last batch. After a batch of several entries the next
+// begins writeInterval later, because more will come: enrolments that were
+// answered together go on together, also through the store, and share what the
+// way to the disk costs. One that comes alone waits for nobody.
 const (
 	maxBatch      = 256
 	maxBatchBytes = 1 << 20
+	writeInterval = 3 * time.Millisecond
 )
 
 // lockName is the file whose lock says that a process is using the log.
@@ -177,7 +181,14 @@ func (l *Log) run() {
 	for {
 		select {
 		case first := <-l.queue:
-			l.write(first)
+			next := time.Now().Add(writeInterval)
+			if l.write(first) == 1 {
+				continue
+			}
+			select {
+			case <-time.After(time.Until(next)):
+			case <-l.closed:
+			}
 		case <-l.closed:
 			for {
 				select {
@@ -191,8 +202,9 @@ func (l *Log) run() {
 	}
 }
 
-// write appends first and all that waits behind it, and answers each.
-func (l *Log) write(first pending) {
+// write appends first and all that waits behind it, answers each, and returns how
+// many they were.
+func (l *Log) write(first pending) int {
 	batch, entries, size := []pending{first}, [][]byte{first.data}, len(first.data)
 	for more := true; more && len(batch) < maxBatch && size < maxBatchBytes; {
 		select {
@@ -206,6 +218,7 @@ func (l *Log) write(first pending) {
 	for i, p := range batch {
 		p.result <- appended{index + uint64(i), err}
 	}
+	return len(batch)
 }
 
 // writeEntries writes entries of size bytes in total to the journal and gives
