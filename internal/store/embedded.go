@@ -56,6 +56,11 @@ const (
 	// goroutines may wait for each other for ever.
 	stopTimeout = 2 * time.Second
 
+	// futurePatience is how long a read waits for a revision that a watch told
+	// of already, and futureStep how often it looks. It is there within microseconds.
+	futurePatience = time.Second
+	futureStep     = 50 * time.Microsecond
+
 	tickMillis = 20
 	logEntries = 2000 // that etcd keeps in its log beside its database
 
@@ -183,7 +188,22 @@ func (e *embedded) start(ctx context.Context) error {
 // read answers queries from etcd's own state at one revision. Unlike a request
 // over the client, a page costs only its own entries: a request makes etcd
 // count the rest of the range as well, so that a walk in pages is quadratic.
+//
+// etcd tells watchers of a revision a moment before it can be read
+// (watchableStoreTxnWrite.End), so a revision of the future is waited for.
 func (e *embedded) read(ctx context.Context, queries []query) ([]page, error) {
+	for deadline := time.Now().Add(futurePatience); ; {
+		pages, err := e.readNow(ctx, queries)
+		if !errors.Is(err, mvcc.ErrFutureRev) || time.Now().After(deadline) {
+			return pages, err
+		}
+		if err := sleep(ctx, futureStep); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (e *embedded) readNow(ctx context.Context, queries []query) ([]page, error) {
 	txn := e.server.Server.KV().Read(mvcc.ConcurrentReadTxMode, traceutil.TODO())
 	defer txn.End()
 	pages := make([]page, len(queries))
