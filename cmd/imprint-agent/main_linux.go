@@ -1,4 +1,4 @@
-// Imprint-agent runs inside a machine and gives it its identity: see package
+// Command imprint-agent runs inside a machine and gives it its identity: see package
 // internal/guest.
 package main
 

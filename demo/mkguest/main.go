@@ -1,4 +1,4 @@
-// Mkguest builds the demonstration's guest and prints the paths of its kernel
+// Command mkguest builds the demonstration's guest and prints the paths of its kernel
 // and its initramfs, for demo/run.
 package main
 

@@ -1,4 +1,4 @@
-// Report runs the project's tests tier by tier and ends with one table of
+// Command report runs the project's tests tier by tier and ends with one table of
 // what ran, passed, failed and was skipped, and why. It fails if a test failed
 // and, with IMPRINT_TEST_STRICT=1, if a test was skipped.
 //
