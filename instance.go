@@ -1,7 +1,9 @@
 package imprint
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -42,6 +44,35 @@ type Instance struct {
 	// Revision is the store's revision of this record, for compare-and-swap; it
 	// is not part of the record itself.
 	Revision int64 `json:"-"`
+}
+
+// Clone returns a copy that shares no memory with i.
+func (i *Instance) Clone() *Instance {
+	c := *i
+	s, e := &c.Spec, &c.Enrolment
+	s.DNSNames, s.IPs, s.SSHKeys = slices.Clone(s.DNSNames), slices.Clone(s.IPs), slices.Clone(s.SSHKeys)
+	s.Params, s.Channels, s.Metadata = slices.Clone(s.Params), slices.Clone(s.Channels), maps.Clone(s.Metadata)
+	if s.Network != nil {
+		s.Network = &Network{maps.Clone(s.Network.Ethernets)}
+		for name, n := range s.Network.Ethernets {
+			n.Addresses, n.Routes = slices.Clone(n.Addresses), slices.Clone(n.Routes)
+			n.Nameservers.Addresses, n.Nameservers.Search = slices.Clone(n.Nameservers.Addresses), slices.Clone(n.Nameservers.Search)
+			s.Network.Ethernets[name] = n
+		}
+	}
+	if e.Delivery != nil {
+		e.Delivery = new(*e.Delivery)
+	}
+	if e.Claim != nil {
+		e.Claim = new(*e.Claim)
+		e.Claim.PublicKey = slices.Clone(e.Claim.PublicKey)
+	}
+	if e.Certificate != nil {
+		e.Certificate = new(*e.Certificate)
+		e.Certificate.DER = slices.Clone(e.Certificate.DER)
+	}
+	e.Earlier, e.Password = slices.Clone(e.Earlier), slices.Clone(e.Password)
+	return &c
 }
 
 // Ref names the instance for people: "name", or "tenant/name" outside the default tenant.

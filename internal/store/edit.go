@@ -110,7 +110,7 @@ func (s *Store) erase(cur *record, next *imprint.Instance, c *imprint.Change) (*
 	if c.Keep {
 		return nil, nil
 	}
-	e := &edit{op: "delete", keys: s.keys, now: s.now(), rec: cur}
+	e := &edit{op: "delete", keys: s.keys, now: s.now(), rec: &record{Instance: cur.Instance}}
 	e.expect(s.keys.record(cur.ID), cur.Revision)
 	all := s.keys.instance(cur.ID)
 	e.remove(all, after(all))
@@ -146,9 +146,9 @@ func (e *edit) applied(s *Store, revision int64) *imprint.Instance {
 	if e.encoded == nil {
 		s.recent.forget(e.rec.ID)
 	} else {
-		s.recent.remember(e.rec.ID, &pair{e.keys.record(e.rec.ID), e.encoded, revision})
+		s.recent.remember(e.rec.ID, e.rec, len(e.encoded))
 	}
-	return &e.rec.Instance
+	return e.rec.Clone()
 }
 
 func (e *edit) put(key string, value []byte) {

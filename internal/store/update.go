@@ -43,8 +43,9 @@ func (s *Store) Delete(ctx context.Context, id imprint.InstanceID, decide func(*
 	return err
 }
 
-// planner turns a decision into an edit: cur is the stored instance, next what
-// decide left of it. A nil edit means that there is nothing to write.
+// planner turns a decision into an edit: cur is the stored instance, which it
+// does not change, and next what decide left of a copy, which it may keep. A nil
+// edit means that there is nothing to write.
 type planner func(cur *record, next *imprint.Instance, c *imprint.Change) (*edit, error)
 
 func (s *Store) change(ctx context.Context, op string, id imprint.InstanceID, decide func(*imprint.Instance) (imprint.Change, error), plan planner) (*imprint.Instance, error) {
@@ -66,7 +67,7 @@ func (s *Store) change(ctx context.Context, op string, id imprint.InstanceID, de
 			switch {
 			case readErr != nil:
 				return nil, readErr
-			case newest.modified == found.modified:
+			case newest.Revision == found.Revision:
 				return next, err
 			}
 			found, confirmed = newest, true
@@ -79,12 +80,11 @@ func (s *Store) change(ctx context.Context, op string, id imprint.InstanceID, de
 		if out.applied {
 			return e.applied(s, out.revision), nil
 		}
-		newest := out.pages[0].first()
-		if newest == nil {
-			s.recent.forget(id)
-			return nil, noInstance(op, id)
+		newest, err := s.present(op, id, out.pages[0])
+		if err != nil {
+			return nil, err
 		}
-		if newest.modified == found.modified { // so it was the key or the name
+		if newest.Revision == found.Revision { // so it was the key or the name
 			mine := binding{c.BindKey, id, next.Generation}
 			switch owner, bound, err := e.owner(out, c.BindKey); {
 			case err != nil:
@@ -105,35 +105,29 @@ func (s *Store) change(ctx context.Context, op string, id imprint.InstanceID, de
 	return nil, imprint.Errorf(imprint.Unavailable, op, string(id), "it was changed by others %d times in a row", maxConflicts)
 }
 
-// decideOnce asks decide about the instance in found and plans what to write.
-func decideOnce(found *pair, decide func(*imprint.Instance) (imprint.Change, error), plan planner, owned binding) (*imprint.Instance, *imprint.Change, *edit, error) {
-	cur, err := decodeRecord(found)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	next := cur.Instance
-	c, err := decide(&next)
+// decideOnce asks decide about a copy of found and plans what to write.
+func decideOnce(found *record, decide func(*imprint.Instance) (imprint.Change, error), plan planner, owned binding) (*imprint.Instance, *imprint.Change, *edit, error) {
+	next := found.Clone()
+	c, err := decide(next)
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	if c.Keep { // what decide did to its copy does not count
-		if cur, err = decodeRecord(found); err != nil {
-			return nil, nil, nil, err
-		}
-		next = cur.Instance
+		next = found.Clone()
 	}
 	if owned == (binding{c.BindKey, next.ID, next.Generation}) {
 		c.BindKey = ""
 	}
-	e, err := plan(cur, &next, &c)
+	e, err := plan(found, next, &c)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	return &next, &c, e, nil
+	return next, &c, e, nil
 }
 
-// find reads the stored form of an instance; if it may be stale, first from memory.
-func (s *Store) find(ctx context.Context, op string, id imprint.InstanceID, stale bool) (*pair, error) {
+// find reads an instance, which nobody may change; if it may be stale, first
+// from memory.
+func (s *Store) find(ctx context.Context, op string, id imprint.InstanceID, stale bool) (*record, error) {
 	if stale {
 		if found := s.recent.find(id); found != nil {
 			return found, nil
@@ -143,11 +137,16 @@ func (s *Store) find(ctx context.Context, op string, id imprint.InstanceID, stal
 	if err != nil {
 		return nil, during(err, op, string(id))
 	}
-	if found := p.first(); found != nil {
-		return found, nil
-	}
-	if stale {
+	if stale && len(p.pairs) == 0 {
 		return s.find(ctx, op, id, false)
+	}
+	return s.present(op, id, p)
+}
+
+// present returns the instance that p, a page of its record, has.
+func (s *Store) present(op string, id imprint.InstanceID, p page) (*record, error) {
+	if found := p.first(); found != nil {
+		return decodeRecord(found)
 	}
 	s.recent.forget(id)
 	return nil, noInstance(op, id)
