@@ -132,7 +132,11 @@ type Certificate struct {
 
 // Submission is a certificate request together with how it came.
 type Submission struct {
-	Instance   InstanceID
+	Instance InstanceID
+	// Tenant and Profile are those that the request was addressed to: an instance
+	// of another is not found. "" is any.
+	Tenant     TenantName
+	Profile    string
 	Generation Generation // 0: the sender does not know; the current one is meant
 	Channel    ChannelKind
 	CSR        []byte // DER of a PKCS #10 request

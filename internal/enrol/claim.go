@@ -1,6 +1,7 @@
 package enrol
 
 import (
+	"cmp"
 	"crypto/subtle"
 	"fmt"
 	"slices"
@@ -40,6 +41,9 @@ func claim(i *imprint.Instance, a *attempt) (imprint.Change, error) {
 	second := first != nil && first.Key != a.req.Key
 	refused := func(err error) (imprint.Change, error) { return refuse(a.Channel, err, "key", string(a.req.Key)) }
 
+	if err := addressed(i, &a.Submission); err != nil {
+		return imprint.Change{Keep: true}, err // and not on the timeline of somebody else's machine
+	}
 	if err := sameGeneration(i, "enrol", a.Generation); err != nil {
 		return refused(err)
 	}
@@ -70,6 +74,21 @@ func claim(i *imprint.Instance, a *attempt) (imprint.Change, error) {
 			WithHint("make a new key on the machine; an image must not contain one"))
 	}
 	return bind(i, a, tier)
+}
+
+// defaultProfile is the profile of an instance whose policy names none.
+const defaultProfile = "machine"
+
+// addressed returns an error of kind [imprint.NotFound] if s was sent where there
+// is no i: to another tenant, or under another profile's label.
+func addressed(i *imprint.Instance, s *imprint.Submission) error {
+	switch {
+	case s.Tenant != "" && s.Tenant != i.Spec.Tenant:
+		return imprint.Errorf(imprint.NotFound, "enrol", string(i.ID), "an instance of another tenant")
+	case s.Profile != "" && s.Profile != cmp.Or(i.Spec.Policy.Profile, defaultProfile):
+		return imprint.Errorf(imprint.NotFound, "enrol", i.Ref(), "its profile is not %q", clip(s.Profile))
+	}
+	return nil
 }
 
 // evidence judges what a request brings besides its signature. Possession of the

@@ -425,6 +425,31 @@ func TestStaleGeneration(t *testing.T) {
 	wantState(t, w.get(id), imprint.Reserved)
 }
 
+// TestMisaddressed: what comes for another tenant, or under the label of another
+// profile, meets no machine, and moves none.
+func TestMisaddressed(t *testing.T) {
+	t.Parallel()
+	w, m := newWorld(), newMachine(t)
+	id := w.reserve(t, func(s *imprint.Spec) { s.Policy.Profile = "machine" })
+	for name, address := range map[string]func(*imprint.Submission){
+		"another tenant":  func(s *imprint.Submission) { s.Tenant = "blue" },
+		"another profile": func(s *imprint.Submission) { s.Profile = "router" },
+	} {
+		s := m.up(id)
+		address(&s)
+		_, err := w.engine.Enrol(t.Context(), s)
+		t.Log(name)
+		wantKind(t, err, imprint.NotFound)
+		wantEvents(t, w.events(id, 0), imprint.EventReserved) // nothing that a stranger sends to another tenant's name
+		wantState(t, w.get(id), imprint.Reserved)
+	}
+	s := m.up(id)
+	s.Tenant, s.Profile = imprint.DefaultTenant, "machine"
+	if _, err := w.engine.Enrol(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestReusedKey(t *testing.T) {
 	t.Parallel()
 	w, m := newWorld(), newMachine(t)

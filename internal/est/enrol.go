@@ -49,13 +49,11 @@ func (s *Server) simpleEnroll(c *call) error {
 	if err != nil {
 		return err
 	}
-	inst, err := s.find(c.Context(), c.tenant.name, user)
-	if err == nil && !labelled(c, inst) {
-		err = imprint.Errorf(imprint.NotFound, "enrol", user, "profile label %q", c.PathValue("label"))
-	}
+	id, err := s.find(c.Context(), c.tenant.name, user)
+	var inst *imprint.Instance
 	if err == nil {
 		inst, err = s.engine.Enrol(c.Context(), imprint.Submission{
-			Instance: inst.ID, Channel: imprint.NetworkEST, CSR: csr, Token: token,
+			Instance: id, Tenant: c.tenant.name, Profile: c.PathValue("label"), Channel: imprint.NetworkEST, CSR: csr, Token: token,
 		})
 	}
 	switch imprint.KindOf(err) {
@@ -74,9 +72,6 @@ func (s *Server) simpleEnroll(c *call) error {
 // generation has one key for its life, so the request must be for the key of
 // the certificate that was shown.
 func (s *Server) simpleReenroll(c *call) error {
-	if !labelled(c, c.machine) {
-		return imprint.Errorf(imprint.NotFound, "renew", c.machine.Ref(), "profile label %q", c.PathValue("label"))
-	}
 	der, err := readRequest(c)
 	if err != nil {
 		return err
@@ -89,7 +84,8 @@ func (s *Server) simpleReenroll(c *call) error {
 		return &refusal{http.StatusBadRequest, "a renewal is for the same key; a new key needs a new generation"}
 	}
 	inst, err := s.engine.Enrol(c.Context(), imprint.Submission{
-		Instance: c.identity.Instance, Generation: c.identity.Generation, Channel: imprint.NetworkEST, CSR: der,
+		Instance: c.identity.Instance, Tenant: c.tenant.name, Profile: c.PathValue("label"),
+		Generation: c.identity.Generation, Channel: imprint.NetworkEST, CSR: der,
 	})
 	if err != nil {
 		return err
@@ -102,41 +98,21 @@ func (s *Server) notOffered(*call) error {
 	return &refusal{http.StatusNotImplemented, "not offered; make the key on the machine and use simpleenroll"}
 }
 
-// find returns the instance that a Basic user names at tenant: its identifier,
-// its name, or tenant/name. It fails with kind NotFound.
-func (s *Server) find(ctx context.Context, tenant imprint.TenantName, user string) (*imprint.Instance, error) {
-	id := imprint.InstanceID(user)
-	if !imprint.ValidID(user) {
-		name := user
-		if prefix, rest, ok := strings.Cut(user, "/"); ok && prefix == string(tenant) {
-			name = rest
-		}
-		if imprint.CheckLabel("instance", name) != nil {
-			return nil, imprint.Errorf(imprint.NotFound, "find", "instance", "not a name")
-		}
-		var err error
-		if id, err = s.instances.Lookup(ctx, tenant, imprint.InstanceName(name)); err != nil {
-			return nil, err
-		}
+// find returns the identifier of the instance that a Basic user names at tenant:
+// that identifier itself, its name, or tenant/name. It fails with kind NotFound.
+// Whether the instance exists, and is of tenant, is for the engine to see.
+func (s *Server) find(ctx context.Context, tenant imprint.TenantName, user string) (imprint.InstanceID, error) {
+	if imprint.ValidID(user) {
+		return imprint.InstanceID(user), nil
 	}
-	inst, err := s.instances.Instance(ctx, id)
-	if err == nil && inst.Spec.Tenant != tenant {
-		return nil, imprint.Errorf(imprint.NotFound, "find", string(id), "instance of another tenant")
+	name := user
+	if prefix, rest, ok := strings.Cut(user, "/"); ok && prefix == string(tenant) {
+		name = rest
 	}
-	return inst, err
-}
-
-// defaultProfile is the profile of an instance whose policy names none.
-const defaultProfile = "machine"
-
-// labelled reports whether the path's label, if there is one, is inst's profile.
-func labelled(c *call, inst *imprint.Instance) bool {
-	profile := inst.Spec.Policy.Profile
-	if profile == "" {
-		profile = defaultProfile
+	if imprint.CheckLabel("instance", name) != nil {
+		return "", imprint.Errorf(imprint.NotFound, "find", "instance", "not a name")
 	}
-	label := c.PathValue("label")
-	return label == "" || label == profile
+	return s.instances.Lookup(ctx, tenant, imprint.InstanceName(name))
 }
 
 // writeIssued replies with exactly the leaf: clients refuse a second

@@ -31,8 +31,6 @@ type Engine interface {
 
 // Instances finds reservations.
 type Instances interface {
-	// Instance fails with kind NotFound if there is none.
-	Instance(context.Context, imprint.InstanceID) (*imprint.Instance, error)
 	// Lookup fails with kind NotFound if the tenant has no instance of that name.
 	Lookup(context.Context, imprint.TenantName, imprint.InstanceName) (imprint.InstanceID, error)
 }

@@ -1,6 +1,7 @@
 package est_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -156,7 +157,7 @@ func (s *site) Enrol(_ context.Context, sub imprint.Submission) (*imprint.Instan
 	switch {
 	case s.broken != nil:
 		return nil, s.broken
-	case inst == nil:
+	case inst == nil, sub.Tenant != inst.Spec.Tenant, sub.Profile != "" && sub.Profile != cmp.Or(inst.Spec.Policy.Profile, "machine"):
 		return fail(imprint.NotFound, "no such instance")
 	case sub.Channel != imprint.NetworkEST || sub.Witness != "":
 		return fail(imprint.Internal, "not the endpoint's submission")
@@ -252,19 +253,6 @@ func (s *site) Authenticate(_ context.Context, id imprint.Identity) (*imprint.In
 	}
 	c := *inst
 	return &c, nil
-}
-
-func (s *site) Instance(_ context.Context, id imprint.InstanceID) (*imprint.Instance, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.broken != nil {
-		return nil, s.broken
-	}
-	if inst := s.instances[id]; inst != nil {
-		c := *inst
-		return &c, nil
-	}
-	return nil, imprint.Errorf(imprint.NotFound, "get", string(id), "no such instance")
 }
 
 func (s *site) Lookup(_ context.Context, tenant imprint.TenantName, name imprint.InstanceName) (imprint.InstanceID, error) {
