@@ -85,11 +85,11 @@ func compare(b *testing.B, w io.Writer, runs map[string][]figures, ours, peer st
 	fmt.Fprintf(w, "\nenrolments over TLS, %d clients, median of %d rounds of %d, %d CPUs, %s\n\n",
 		*clients, *rounds, *perRound, runtime.NumCPU(), runtime.Version())
 	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "\trate/s\tp50 ms\tp99 ms\tserver CPU ms\tslowest round/s\tfastest round/s\t")
+	fmt.Fprintln(table, "\trate/s\tp50 ms\tp99 ms\tserver CPU ms\tclients' CPU ms\tslowest round/s\tfastest round/s\t")
 	for _, side := range []string{ours, peer} {
 		m := median(runs[side])
 		low, high := spread(runs[side])
-		fmt.Fprintf(table, "%s\t%.0f\t%.2f\t%.2f\t%.2f\t%.0f\t%.0f\t\n", side, m.perSecond, ms(m.p50), ms(m.p99), ms(m.cpu), low, high)
+		fmt.Fprintf(table, "%s\t%.0f\t%.2f\t%.2f\t%.2f\t%.2f\t%.0f\t%.0f\t\n", side, m.perSecond, ms(m.p50), ms(m.p99), ms(m.cpu), ms(m.load), low, high)
 		b.ReportMetric(m.perSecond, side+"/s")
 	}
 	table.Flush()

@@ -43,10 +43,11 @@ type figures struct {
 	perSecond float64
 	p50, p99  time.Duration
 	cpu       time.Duration // of the server, for one request
+	load      time.Duration // of the clients, likewise
 }
 
 func (f figures) String() string {
-	return fmt.Sprintf("%7.0f/s   p50 %6.2f ms   p99 %6.2f ms   server CPU %5.2f ms", f.perSecond, ms(f.p50), ms(f.p99), ms(f.cpu))
+	return fmt.Sprintf("%7.0f/s   p50 %6.2f ms   p99 %6.2f ms   server CPU %5.2f ms   clients' CPU %5.2f ms", f.perSecond, ms(f.p50), ms(f.p99), ms(f.cpu), ms(f.load))
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
@@ -88,11 +89,12 @@ func load(t testing.TB, clients int, server *os.Process, roots *x509.CertPool, a
 		})
 	}
 	ready.Wait()
-	began, cpu := time.Now(), cpuTime(t, server)
+	self := &os.Process{Pid: os.Getpid()}
+	began, cpu, own := time.Now(), cpuTime(t, server), cpuTime(t, self)
 	close(start)
 	done.Wait()
 	elapsed := time.Since(began)
-	cpu = cpuTime(t, server) - cpu
+	cpu, own = cpuTime(t, server)-cpu, cpuTime(t, self)-own
 	if t.Failed() {
 		t.FailNow()
 	}
@@ -102,6 +104,7 @@ func load(t testing.TB, clients int, server *os.Process, roots *x509.CertPool, a
 		p50:       took[len(took)/2],
 		p99:       took[len(took)*99/100],
 		cpu:       cpu / time.Duration(len(requests)),
+		load:      own / time.Duration(len(requests)),
 	}
 }
 
