@@ -14,12 +14,24 @@ type Change struct {
 	BindKey KeyID
 	// Revoke adds entries to the tenant's revocation list.
 	Revoke []Revocation
+	// Log is queued for an issuance log, unless it is nil.
+	Log *LogEntry
 	// WakeAt asks the store to report the instance as due at about that time;
 	// zero cancels an earlier request. It is a reminder: what is decided then
 	// depends on the record, not on the reminder having come.
 	WakeAt time.Time
 	// Keep leaves the record unwritten: nothing changed.
 	Keep bool
+}
+
+// LogEntry is an entry on its way into an issuance log. The store keeps it until
+// the log has it, so that what was issued and its entry are written in one
+// transaction.
+type LogEntry struct {
+	Log    string // its origin
+	At     time.Time
+	Serial Serial
+	Data   []byte
 }
 
 // ReportKind names what a [Report] says.

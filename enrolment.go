@@ -125,9 +125,8 @@ type Certificate struct {
 	SSH       string    `json:"ssh,omitempty"` // an SSH host certificate, in authorized_keys form
 	NotBefore time.Time `json:"notBefore"`
 	NotAfter  time.Time `json:"notAfter"`
-	// LogIndex is where the issuance log of server Log has this certificate.
-	Log      string `json:"log"`
-	LogIndex uint64 `json:"logIndex"`
+	// Log is the origin of the issuance log that has this certificate.
+	Log string `json:"log"`
 }
 
 // Submission is a certificate request together with how it came.

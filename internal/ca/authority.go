@@ -19,10 +19,14 @@ const defaultProfile = "machine"
 type Appender interface {
 	// Name names the log in certificate records.
 	Name() string
-	// Append returns the index of e once e is durable. If it returns an error, e
-	// may or may not have been kept. Kinds: [imprint.Exhausted] when the disk is
-	// full, [imprint.Unavailable] otherwise.
-	Append(ctx context.Context, e Entry) (index uint64, err error)
+	// Writable returns nil, or why nothing should be issued at present. Kinds:
+	// [imprint.Exhausted] when the disk is full, [imprint.Unavailable] otherwise.
+	Writable() error
+	// Entry returns e in the form in which it is queued for the log.
+	Entry(e Entry) (*imprint.LogEntry, error)
+	// Append queues e. If it returns an error, e may or may not have been queued.
+	// Kinds: those of Writable.
+	Append(ctx context.Context, e Entry) error
 }
 
 // Keys are the signers an [Authority] runs on, in this process or another.
@@ -98,40 +102,42 @@ func Open(m Material, keys Keys, log Appender) (*Authority, error) {
 	return a, nil
 }
 
-// Issue signs what g says, logs it, and returns it. The same grant gives the
-// same bytes. A certificate never outlives the issuing CA: its end is brought
-// forward, and its start put off, to the CA's.
+// Issue signs what g says and returns it with its entry for the log: whoever
+// records the certificate queues the entry in the same transaction, and nothing
+// may leave before. The same grant gives the same certificate. A certificate
+// never outlives the issuing CA: its end is brought forward, and its start put
+// off, to the CA's.
 //
 // It fails with kind [imprint.Invalid] if a key, name or number in g cannot be
 // certified, [imprint.Denied] if a name is outside what the tenant may certify,
 // [imprint.Conflict] if g lies wholly outside the CA's life, and with the kind
 // of the signer or log that failed.
-func (a *Authority) Issue(ctx context.Context, g imprint.Grant) (imprint.Certificate, error) {
+func (a *Authority) Issue(g imprint.Grant) (*imprint.Certificate, *imprint.LogEntry, error) {
 	operand := "certificate for " + string(g.Name)
 	leaf, err := a.machineLeaf(&g)
 	if err != nil {
-		return imprint.Certificate{}, err
+		return nil, nil, err
+	}
+	if err := a.log.Writable(); err != nil {
+		return nil, nil, wrap("log", operand, err)
 	}
 	der, err := a.sign(leaf)
 	if err != nil {
-		return imprint.Certificate{}, wrap("sign", operand, err)
+		return nil, nil, wrap("sign", operand, err)
 	}
-	out := imprint.Certificate{
-		Serial:    g.Serial,
-		DER:       der,
-		NotBefore: leaf.notBefore,
-		NotAfter:  leaf.notAfter,
+	out := &imprint.Certificate{
+		Serial: g.Serial, DER: der, NotBefore: leaf.notBefore, NotAfter: leaf.notAfter, Log: a.log.Name(),
 	}
 	if g.SSHHost != "" {
 		if out.SSH, err = a.sshCertificate(&g, leaf.notBefore, leaf.notAfter); err != nil {
-			return imprint.Certificate{}, err
+			return nil, nil, err
 		}
 	}
-	out.Log = a.log.Name()
-	if out.LogIndex, err = a.log.Append(ctx, machineEntry(&g, &out)); err != nil {
-		return imprint.Certificate{}, wrap("log", operand, err)
+	entry, err := a.log.Entry(machineEntry(&g, out))
+	if err != nil {
+		return nil, nil, wrap("log", operand, err)
 	}
-	return out, nil
+	return out, entry, nil
 }
 
 // Root returns the root CA in DER: the one certificate that machines trust.

@@ -20,7 +20,7 @@ import (
 func TestReissue(t *testing.T) {
 	t.Parallel()
 	c := newTestCA(t, testProfile())
-	before, err := c.Issue(t.Context(), testGrant(t))
+	before, err := issue(c.Authority, testGrant(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func TestReissue(t *testing.T) {
 	}
 	g := testGrant(t)
 	g.DNSNames = []string{"web-1.acme.test"}
-	after, err := a.Issue(t.Context(), g)
+	after, err := issue(a, g)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,11 +126,11 @@ func TestOpenRefuses(t *testing.T) {
 func TestIdentifyRefuses(t *testing.T) {
 	t.Parallel()
 	c, other := newTestCA(t, testProfile()), newTestCA(t, testProfile())
-	good, err := c.Issue(t.Context(), testGrant(t))
+	good, err := issue(c.Authority, testGrant(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := other.Issue(t.Context(), testGrant(t))
+	foreign, err := issue(other.Authority, testGrant(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +274,7 @@ func TestParseSSHHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := newTestCA(t, testProfile())
-	out, err := c.Issue(t.Context(), testGrant(t))
+	out, err := issue(c.Authority, testGrant(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -299,7 +299,7 @@ func TestParseSSHHost(t *testing.T) {
 
 func BenchmarkIdentify(b *testing.B) {
 	c := newTestCA(b, testProfile())
-	out, err := c.Issue(b.Context(), testGrant(b))
+	out, err := issue(c.Authority, testGrant(b))
 	if err != nil {
 		b.Fatal(err)
 	}

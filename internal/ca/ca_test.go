@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"errors"
 	"net/netip"
 	"sync"
 	"testing"
@@ -38,19 +39,40 @@ type memoryLog struct {
 	entries []Entry
 }
 
-func (m *memoryLog) Name() string { return "memory" }
+func (m *memoryLog) Name() string    { return "memory" }
+func (m *memoryLog) Writable() error { return nil }
 
-func (m *memoryLog) Append(_ context.Context, e Entry) (uint64, error) {
+func (m *memoryLog) Entry(e Entry) (*imprint.LogEntry, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.entries = append(m.entries, e)
-	return uint64(len(m.entries) - 1), nil
+	data, err := e.Encode()
+	return &imprint.LogEntry{Log: m.Name(), Serial: e.Serial, Data: data}, err
+}
+
+func (m *memoryLog) Append(_ context.Context, e Entry) error {
+	_, err := m.Entry(e)
+	return err
 }
 
 type discard struct{}
 
-func (discard) Name() string                                  { return "discard" }
-func (discard) Append(context.Context, Entry) (uint64, error) { return 0, nil }
+func (discard) Name() string                           { return "discard" }
+func (discard) Writable() error                        { return nil }
+func (discard) Entry(Entry) (*imprint.LogEntry, error) { return &imprint.LogEntry{}, nil }
+func (discard) Append(context.Context, Entry) error    { return nil }
+
+// issue is a.Issue without the entry for the log.
+func issue(a *Authority, g imprint.Grant) (imprint.Certificate, error) {
+	cert, entry, err := a.Issue(g)
+	if err != nil {
+		return imprint.Certificate{}, err
+	}
+	if entry == nil {
+		return *cert, errors.New("no entry for the log")
+	}
+	return *cert, nil
+}
 
 // testCA is an authority with the keys that made it.
 type testCA struct {

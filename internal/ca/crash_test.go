@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
 
 	"imprint"
+	"imprint/internal/store"
 )
 
 // Environment of the child process that TestLogSurvivesKill kills.
@@ -22,22 +24,34 @@ const (
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
-		appendForEver(dir, imprint.NewSecret([]byte(os.Getenv(childKey))))
+		issueForEver(dir, imprint.NewSecret([]byte(os.Getenv(childKey))))
 		return
 	}
 	goleak.VerifyTestMain(m)
 }
 
-// appendForEver issues into the log in dir from eight goroutines and prints
-// index and serial of what was acknowledged.
-func appendForEver(dir string, key imprint.Secret) {
-	var t testing.T // for the helpers, which do not fail
-	l := &testLog{dir: dir, key: key}
-	var err error
-	if l.Log, err = OpenLog(context.Background(), l.config()); err != nil {
+// durableQueue is a queue that survives its process.
+func durableQueue(ctx context.Context, dir string) (*store.Store, error) {
+	return store.OpenEmbedded(ctx, store.Embedded{Dir: filepath.Join(dir, "store"), Reserve: 1})
+}
+
+// issueForEver issues into the log in dir from eight goroutines and prints the
+// serial numbers of what was queued.
+func issueForEver(dir string, key imprint.Secret) {
+	ctx := context.Background()
+	fail := func(err error) {
 		fmt.Println("error", err)
 		os.Exit(1)
 	}
+	queue, err := durableQueue(ctx, dir)
+	if err != nil {
+		fail(err)
+	}
+	l := &testLog{dir: filepath.Join(dir, "log"), queue: queue, key: key}
+	if l.Log, err = OpenLog(ctx, l.config()); err != nil {
+		fail(err)
+	}
+	var t testing.T // for the helpers, which do not fail
 	c := newTestCA(&t, testProfile())
 	c.Authority.log = l
 	grant := testGrant(&t)
@@ -48,12 +62,10 @@ func appendForEver(dir string, key imprint.Secret) {
 			for {
 				g := grant
 				g.Serial = imprint.NewSerial()
-				out, err := c.Issue(context.Background(), g)
-				if err != nil {
-					fmt.Println("error", err)
-					os.Exit(1)
+				if _, err := l.issue(ctx, c, g); err != nil {
+					fail(err)
 				}
-				fmt.Println(out.LogIndex, out.Serial)
+				fmt.Println(g.Serial)
 			}
 		})
 	}
@@ -62,12 +74,15 @@ func appendForEver(dir string, key imprint.Secret) {
 
 func TestLogSurvivesKill(t *testing.T) {
 	t.Parallel()
-	l := newTestLog(t)
-	l.close(t)
-	acknowledged := map[uint64]imprint.Serial{}
+	dir := t.TempDir()
+	key, verifier, err := GenerateLogKey("server.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	acknowledged := map[imprint.Serial]int{} // how often it is in the log
 	for round := range 3 {
 		child := exec.CommandContext(t.Context(), os.Args[0])
-		child.Env = append(os.Environ(), childDir+"="+l.dir, childKey+"="+string(l.key.Reveal()))
+		child.Env = append(os.Environ(), childDir+"="+dir, childKey+"="+string(key.Reveal()))
 		out, err := child.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -77,41 +92,45 @@ func TestLogSurvivesKill(t *testing.T) {
 		}
 		lines := 0
 		for scan := bufio.NewScanner(out); scan.Scan(); lines++ {
-			var index uint64
-			var serial imprint.Serial
-			if _, err := fmt.Sscan(scan.Text(), &index, &serial); err != nil {
-				t.Fatalf("child: %q", scan.Text())
+			serial := imprint.Serial(scan.Text())
+			if _, ok := serial.Int(); !ok {
+				t.Fatalf("child: %q", serial)
 			}
-			if have, ok := acknowledged[index]; ok {
-				t.Fatalf("entry %d was acknowledged as %s and as %s", index, have, serial)
-			}
-			acknowledged[index] = serial
-			if lines == 100+37*round {
+			acknowledged[serial] = 0
+			if lines == 100+337*round {
 				child.Process.Kill()
 			}
 		}
 		child.Wait()
 		// Straight after the crash: whole, though the last entries may not be signed yet.
-		report, err := VerifyLog(l.fs(), l.verifier, VerifyOptions{Live: true})
+		report, err := VerifyLog(os.DirFS(filepath.Join(dir, "log")), verifier, VerifyOptions{Live: true})
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		t.Logf("round %d: %d acknowledged, %d signed, %d not yet, %d unused files", round, len(acknowledged), report.Size, report.Unsigned, len(report.Unused))
-		for e, err := range Entries(l.fs(), 0) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			if want, ok := acknowledged[e.Index]; ok && want != e.Serial {
-				t.Fatalf("entry %d is %s; %s was acknowledged", e.Index, e.Serial, want)
-			}
+	}
+	queue, err := durableQueue(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer queue.Close()
+	l := &testLog{dir: filepath.Join(dir, "log"), queue: queue, key: key}
+	l.open(t) // takes in and signs what is left
+	l.close(t)
+	if _, err := VerifyLog(l.fs(), verifier, VerifyOptions{AtLeast: uint64(len(acknowledged))}); err != nil {
+		t.Fatal(err)
+	}
+	for e, err := range Entries(l.fs(), 0) {
+		if err != nil {
+			t.Fatal(err)
 		}
-		if got := report.Size + report.Unsigned; got < uint64(len(acknowledged)) {
-			t.Fatalf("%d entries; %d were acknowledged", got, len(acknowledged))
+		if acknowledged[e.Serial]++; acknowledged[e.Serial] > 1 {
+			t.Errorf("%s is in the log twice", e.Serial)
 		}
 	}
-	l.open(t) // signs what is on disk
-	l.close(t)
-	if _, err := VerifyLog(l.fs(), l.verifier, VerifyOptions{AtLeast: uint64(len(acknowledged))}); err != nil {
-		t.Fatal(err)
+	for serial, n := range acknowledged {
+		if n == 0 {
+			t.Errorf("%s was acknowledged and is not in the log", serial)
+		}
 	}
 }

@@ -40,8 +40,9 @@
 //
 // # The issuance log
 //
-// Every leaf is appended to a transparency log ([Log], C2SP tlog-tiles on disk)
-// and durable there before it leaves the package. [VerifyLog] checks a copy of
-// the log offline. The log has a journal before its tree, so that an enrolment
-// waits for one write to the disk and not for the dozen that a tree takes.
+// Every leaf has an entry in a transparency log ([Log], C2SP tlog-tiles on disk).
+// The entry is queued in the transaction that records the certificate, before
+// anything leaves, and the log takes in what is queued a few times a second, so
+// that no enrolment waits for the dozen writes to the disk that a tree takes.
+// [VerifyLog] checks a copy of the log offline.
 package ca

@@ -60,7 +60,7 @@ func (a *Authority) IssueEndpoint(ctx context.Context, e Endpoint) ([]byte, erro
 	if err != nil {
 		return nil, wrap("sign", what, err)
 	}
-	if _, err := a.log.Append(ctx, endpointEntry(a.material.Tenant.Name, e.Serial, leaf, der)); err != nil {
+	if err := a.log.Append(ctx, endpointEntry(a.material.Tenant.Name, e.Serial, leaf, der)); err != nil {
 		return nil, wrap("log", what, err)
 	}
 	return der, nil

@@ -3,70 +3,85 @@ package ca
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
 	"time"
 
+	"github.com/transparency-dev/tessera"
+	"github.com/transparency-dev/tessera/storage/posix"
 	"golang.org/x/mod/sumdb/note"
 
 	"imprint"
 )
 
-// maxBatch and maxBatchBytes bound what is written to the journal at once: all
-// that arrived since the last batch. After a batch of several entries the next
-// begins writeInterval later, because more will come: enrolments that were
-// answered together go on together, also through the store, and share what the
-// way to the disk costs. One that comes alone waits for nobody.
+// How entries get from the queue into the tree. Each time costs some files and
+// half a dozen syncs, however many entries there are.
 const (
-	maxBatch      = 256
-	maxBatchBytes = 1 << 20
-	writeInterval = 3 * time.Millisecond
+	logBatch           = 1024                   // entries at once
+	logInterval        = 100 * time.Millisecond // what the first of a batch waits for others
+	logRetry           = time.Second            // after the disk or the queue refused
+	checkpointInterval = 100 * time.Millisecond // the least that tessera allows
+	partialsInterval   = time.Minute            // between removals of superseded partial tiles
+	signWait           = 10 * time.Second       // for a checkpoint that covers what is on disk
 )
 
 // lockName is the file whose lock says that a process is using the log.
 const lockName = "lock"
 
+// Queue keeps entries durably until the log has them.
+type Queue interface {
+	// Enqueue queues an entry.
+	Enqueue(ctx context.Context, e imprint.LogEntry) error
+	// Queued returns the oldest entries that wait for a log, at most limit.
+	Queued(ctx context.Context, log string, limit int) ([]imprint.LogEntry, error)
+	// Dequeue takes entries out, and notes that the log has size entries.
+	Dequeue(ctx context.Context, log string, entries []imprint.LogEntry, size uint64) error
+	// LogSize returns the size that Dequeue noted last, or 0.
+	LogSize(ctx context.Context, log string) (uint64, error)
+}
+
 // LogConfig configures [OpenLog].
 type LogConfig struct {
-	Dir    string           // is created if it does not exist
-	Key    imprint.Secret   // from [GenerateLogKey]
+	Dir    string         // is created if it does not exist
+	Key    imprint.Secret // from [GenerateLogKey]
+	Queue  Queue
 	Now    func() time.Time // the time written into entries
 	Logger *slog.Logger
 }
 
 // Log is the issuance log of one server: a C2SP tlog-tiles log in a directory,
-// written by tessera's POSIX driver behind a journal. An entry is acknowledged
-// when its place in the log is fixed and it is in the journal, on the disk. The
-// tree takes it in within about a tenth of a second, together with all that
-// arrived meanwhile, and the signed checkpoint follows as soon again; what a
-// crash kept from the tree, [OpenLog] puts into it. Log is safe for concurrent
-// use, and one process at a time uses a directory.
+// written by tessera's POSIX driver. Whoever issues queues the entry in the same
+// transaction that records the certificate, and calls [Log.Wake]. The tree takes
+// in what is queued within about a tenth of a second, and the signed checkpoint
+// follows as soon again; what a crash kept from the tree is still in the queue.
+// Log is safe for concurrent use, and one process at a time uses a directory.
 type Log struct {
-	name    string
-	dir     string
-	now     func() time.Time
-	lock    *os.File
-	journal *journal // used by run alone
-	tree    *tree
+	LogConfig
+	name     string
+	lock     *os.File
+	append   tessera.AddFn
+	shutdown func(context.Context) error
+	reader   tessera.LogReader
+	ctx      context.Context // of tessera's goroutines; ends with Close
+	cancel   context.CancelFunc
 
-	queue  chan pending
-	closed chan struct{} // closed by Close: no more appends
-	once   sync.Once
-	done   sync.WaitGroup
-	err    error // of Close
-}
+	// integrated has the entries at the tree's end that may still be queued; it
+	// belongs to run.
+	integrated map[[sha256.Size]byte]struct{}
 
-// pending is an entry that waits to be written, and where its result goes.
-type pending struct {
-	data   []byte
-	result chan<- appended // has room for the result
-}
+	wake    chan struct{} // has room for one: entries may be queued
+	closing chan struct{} // closed by Close
+	once    sync.Once
+	done    sync.WaitGroup
+	err     error // of Close
 
-type appended struct {
-	index uint64
-	err   error
+	mu      sync.Mutex
+	failure error         // guarded by mu; why entries are not taken in at present, or nil
+	changed chan struct{} // guarded by mu; closed and replaced after each attempt
 }
 
 // GenerateLogKey returns a new Ed25519 key for the log of server, and the
@@ -85,177 +100,303 @@ func GenerateLogKey(server imprint.HostName) (key imprint.Secret, verifier strin
 }
 
 // OpenLog opens the log in cfg.Dir, or starts one if the directory is empty or
-// missing, and returns once everything in it is covered by a signed checkpoint.
-// It fails with kind [imprint.Conflict] if another process uses the directory,
-// or if what is in it was signed by another key or lost entries.
+// missing, and returns once everything that was queued for it is covered by a
+// signed checkpoint. It fails with kind [imprint.Conflict] if another process
+// uses the directory, or if what is in it was signed by another key or lost
+// entries.
 func OpenLog(ctx context.Context, cfg LogConfig) (_ *Log, err error) {
 	signer, err := note.NewSigner(string(cfg.Key.Reveal()))
 	if err != nil {
 		return nil, imprint.Errorf(imprint.Invalid, "open", "log key", "not a note signing key")
 	}
-	operand := "issuance log " + cfg.Dir
-	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
-		return nil, imprint.Errorf(imprint.Unavailable, "open", operand, "%w", err)
-	}
-	lock, err := lockDir(cfg.Dir)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			lock.Close()
-		}
-	}()
 	verifier, err := logVerifier(cfg.Key)
 	if err != nil {
 		return nil, err
 	}
-	size, missing, err := checkContinues(os.DirFS(cfg.Dir), verifier)
-	if err != nil {
-		return nil, wrap("open", operand, err)
+	operand := "issuance log " + cfg.Dir
+	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
+		return nil, imprint.Errorf(imprint.Unavailable, "open", operand, "%w", err)
 	}
 	l := &Log{
-		name: signer.Name(), dir: cfg.Dir, now: cfg.Now, lock: lock,
-		queue: make(chan pending, maxBatch), closed: make(chan struct{}),
+		LogConfig: cfg, name: signer.Name(), integrated: map[[sha256.Size]byte]struct{}{},
+		wake: make(chan struct{}, 1), closing: make(chan struct{}), changed: make(chan struct{}),
 	}
-	if l.tree, err = openTree(ctx, cfg, signer, size); err != nil {
+	if l.lock, err = lockDir(cfg.Dir); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			l.tree.close()
+			l.lock.Close()
 		}
 	}()
-	if err := l.tree.recover(ctx, missing); err != nil {
+	atLeast, err := cfg.Queue.LogSize(ctx, l.name)
+	if err != nil {
 		return nil, wrap("open", operand, err)
 	}
-	if l.journal, err = openJournal(cfg.Dir, size+uint64(len(missing))); err != nil {
-		return nil, err
+	size, err := checkContinues(os.DirFS(cfg.Dir), verifier, atLeast)
+	if err != nil {
+		return nil, wrap("open", operand, err)
 	}
-	l.done.Go(l.run)
+	if err := l.remember(size-min(size, logBatch), size); err != nil {
+		return nil, wrap("open", operand, err)
+	}
+	if err := l.start(ctx, signer); err != nil {
+		return nil, imprint.Errorf(imprint.Unavailable, "open", operand, "%w", err)
+	}
+	if err := l.Settle(ctx); err != nil {
+		return nil, errors.Join(wrap("open", operand, err), l.end())
+	}
 	return l, nil
+}
+
+// start starts tessera and the goroutine that feeds it.
+func (l *Log) start(ctx context.Context, signer note.Signer) (err error) {
+	l.ctx, l.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		if err != nil {
+			l.cancel()
+		}
+	}()
+	driver, err := posix.New(l.ctx, posix.Config{Path: l.Dir})
+	if err != nil {
+		return err
+	}
+	options := tessera.NewAppendOptions().
+		WithCheckpointSigner(signer).
+		WithCheckpointInterval(checkpointInterval).
+		WithBatching(logBatch, logInterval).
+		WithGarbageCollectionInterval(partialsInterval)
+	appender, shutdown, reader, err := tessera.NewAppender(l.ctx, driver, options)
+	if err != nil {
+		return err
+	}
+	l.append, l.shutdown, l.reader = appender.Add, shutdown, reader
+	l.done.Go(l.run)
+	l.Wake()
+	return nil
 }
 
 // Name returns the log's origin.
 func (l *Log) Name() string { return l.name }
 
-// Append writes e, with the time, and returns its index once it is on the disk.
-// Entries that arrive while others are being written share the next write. If
-// ctx ends first, the entry may still be written. It fails with kind
-// [imprint.Exhausted] when the disk is full or the entry too large, and
-// [imprint.Unavailable] if the log is closed or cannot be written.
-func (l *Log) Append(ctx context.Context, e Entry) (uint64, error) {
-	e.At = l.now()
+// Writable returns nil, or why entries cannot be taken in at present, of kind
+// [imprint.Exhausted] if the disk is full and else [imprint.Unavailable]. Nothing
+// should be issued then: the queue would grow without end.
+func (l *Log) Writable() error {
+	select {
+	case <-l.closing:
+		return imprint.Errorf(imprint.Unavailable, "append to", l.name, "the log is closed")
+	default:
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.failure
+}
+
+// Append queues e, with the time. It fails as [Log.Writable] does, or as the queue.
+func (l *Log) Append(ctx context.Context, e Entry) error {
+	if err := l.Writable(); err != nil {
+		return err
+	}
+	entry, err := l.Entry(e)
+	if err != nil {
+		return err
+	}
+	if err := l.Queue.Enqueue(ctx, *entry); err != nil {
+		return wrap("append to", l.name, err)
+	}
+	l.Wake()
+	return nil
+}
+
+// Entry returns e, with the time, in the form in which it is queued. It fails as
+// [Entry.Encode] does.
+func (l *Log) Entry(e Entry) (*imprint.LogEntry, error) {
+	e.At = l.Now()
 	data, err := e.Encode()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	result := make(chan appended, 1)
+	return &imprint.LogEntry{Log: l.name, At: e.At, Serial: e.Serial, Data: data}, nil
+}
+
+// Wake says that an entry was queued.
+func (l *Log) Wake() {
 	select {
-	case l.queue <- pending{data, result}:
-	case <-l.closed:
-		return 0, imprint.Errorf(imprint.Unavailable, "append to", l.name, "the log is closed")
-	case <-ctx.Done():
-		return 0, imprint.Errorf(imprint.Unavailable, "append to", l.name, "%w", ctx.Err())
-	}
-	select {
-	case r := <-result:
-		return r.index, r.err
-	case <-l.closed:
-		// run drains the queue before it ends, unless this entry came too late.
-		l.done.Wait()
-		select {
-		case r := <-result:
-			return r.index, r.err
-		default:
-			return 0, imprint.Errorf(imprint.Unavailable, "append to", l.name, "the log is closed")
-		}
-	case <-ctx.Done():
-		return 0, imprint.Errorf(imprint.Unavailable, "append to", l.name, "%w", ctx.Err())
+	case l.wake <- struct{}{}:
+	default:
 	}
 }
 
-// run writes batches until the log is closed: group commit, so that any number
-// of concurrent appenders share one write to the disk.
+// run takes in what is queued until the log is closed, and once more then.
 func (l *Log) run() {
 	for {
 		select {
-		case first := <-l.queue:
-			next := time.Now().Add(writeInterval)
-			if l.write(first) == 1 {
+		case <-l.wake:
+			if _, err := l.attempt(); err == nil {
 				continue
 			}
 			select {
-			case <-time.After(time.Until(next)):
-			case <-l.closed:
+			case <-time.After(logRetry):
+			case <-l.closing:
 			}
-		case <-l.closed:
-			for {
-				select {
-				case first := <-l.queue:
-					l.write(first)
-				default:
-					return
-				}
+			l.Wake()
+		case <-l.closing:
+			for n, err := l.attempt(); err == nil && n > 0; {
+				n, err = l.attempt()
 			}
+			return
 		}
 	}
 }
 
-// write appends first and all that waits behind it, answers each, and returns how
-// many they were.
-func (l *Log) write(first pending) int {
-	batch, entries, size := []pending{first}, [][]byte{first.data}, len(first.data)
-	for more := true; more && len(batch) < maxBatch && size < maxBatchBytes; {
-		select {
-		case next := <-l.queue:
-			batch, entries, size = append(batch, next), append(entries, next.data), size+len(next.data)
-		default:
-			more = false
-		}
+// attempt takes in a batch and notes how it went.
+func (l *Log) attempt() (n int, err error) {
+	n, err = l.takeIn()
+	if err == nil && n == logBatch {
+		l.Wake() // there may be more
 	}
-	index, err := l.writeEntries(entries, size)
-	for i, p := range batch {
-		p.result <- appended{index + uint64(i), err}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if (l.failure != nil) != (err != nil) {
+		l.Logger.Error("issuance log", "log", l.name, "writable", err == nil, "error", err)
 	}
-	return len(batch)
+	l.failure = err
+	close(l.changed)
+	l.changed = make(chan struct{})
+	return n, err
 }
 
-// writeEntries writes entries of size bytes in total to the journal and gives
-// them to the tree.
-func (l *Log) writeEntries(entries [][]byte, size int) (first uint64, err error) {
-	if !l.journal.fits(len(entries), size) {
-		if _, err := l.tree.await(context.Background()); err != nil {
-			return 0, err
-		}
-	}
-	caughtUp, err := l.tree.caughtUp()
-	if err != nil {
+// takeIn moves the oldest entries of the queue into the tree and returns how
+// many they were. An entry that is in the tree already, because its last journey
+// ended between tree and queue, only leaves the queue.
+func (l *Log) takeIn() (n int, err error) {
+	queued, err := l.Queue.Queued(l.ctx, l.name, logBatch)
+	if err != nil || len(queued) == 0 {
 		return 0, err
 	}
-	if caughtUp {
-		l.journal.rewind()
+	before, err := l.reader.IntegratedSize(l.ctx)
+	if err != nil {
+		return 0, unwritable(l.name, l.Dir, err)
 	}
-	if first, err = l.journal.append(entries); err != nil {
-		return 0, unwritable(l.name, l.dir, err)
+	var futures []tessera.IndexFuture
+	for _, e := range queued {
+		if !l.has(e.Data) {
+			futures = append(futures, l.append(l.ctx, tessera.NewEntry(e.Data)))
+		}
 	}
-	l.tree.add(entries)
-	return first, nil
+	for _, future := range futures {
+		if _, failure := future(); failure != nil {
+			err = failure
+		}
+	}
+	size, sizeErr := l.reader.IntegratedSize(l.ctx)
+	if err = errors.Join(err, sizeErr); err != nil {
+		if sizeErr == nil { // some may have got there all the same
+			err = errors.Join(err, l.remember(before, size))
+		}
+		return 0, unwritable(l.name, l.Dir, err)
+	}
+	if err := l.Queue.Dequeue(l.ctx, l.name, queued, size); err != nil {
+		return 0, errors.Join(err, l.remember(before, size))
+	}
+	clear(l.integrated)
+	return len(queued), nil
 }
 
-// Settle returns when everything that was acknowledged before is in the tree,
-// under a signed checkpoint; a copy of the log has it then. It fails with kind
-// [imprint.Exhausted] or [imprint.Unavailable] if the tree cannot be written.
-func (l *Log) Settle(ctx context.Context) error { return l.tree.settle(ctx) }
+// has reports whether the tree has an entry that is still queued.
+func (l *Log) has(data []byte) bool {
+	if len(l.integrated) == 0 {
+		return false
+	}
+	_, there := l.integrated[sha256.Sum256(data)]
+	return there
+}
 
-// Close ends appending, waits until all entries are in the tree and under a
-// checkpoint, and gives the directory free. If the tree cannot be written, they
-// stay in the journal.
+// remember notes which entries the tree has from index first up to size.
+func (l *Log) remember(first, size uint64) error {
+	for data, err := range entriesFrom(os.DirFS(l.Dir), first, size) {
+		if err != nil {
+			return err
+		}
+		l.integrated[sha256.Sum256(data)] = struct{}{}
+	}
+	return nil
+}
+
+// Settle returns when everything that was queued before is in the tree, under a
+// signed checkpoint; a copy of the log has it then. It fails with kind
+// [imprint.Exhausted] or [imprint.Unavailable] if the tree cannot be written.
+func (l *Log) Settle(ctx context.Context) error {
+	for {
+		l.mu.Lock()
+		changed, failure := l.changed, l.failure
+		l.mu.Unlock()
+		if failure != nil {
+			return failure
+		}
+		waiting, err := l.Queue.Queued(ctx, l.name, 1)
+		if err != nil {
+			return wrap("settle", l.name, err)
+		}
+		if len(waiting) == 0 {
+			break
+		}
+		l.Wake()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return imprint.Errorf(imprint.Unavailable, "wait for", l.name, "%w", ctx.Err())
+		}
+	}
+	size, err := l.reader.IntegratedSize(ctx)
+	if err != nil {
+		return imprint.Errorf(imprint.Unavailable, "read", l.name, "%w", err)
+	}
+	return l.awaitCheckpoint(ctx, size)
+}
+
+// awaitCheckpoint waits until the signed checkpoint covers size entries; it lags
+// behind the tree after a crash, and for a moment in normal operation.
+func (l *Log) awaitCheckpoint(ctx context.Context, size uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, signWait)
+	defer cancel()
+	tick := time.NewTicker(checkpointInterval / 10)
+	defer tick.Stop()
+	for {
+		signed, err := l.reader.ReadCheckpoint(ctx)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return imprint.Errorf(imprint.Unavailable, "read", l.name, "%w", err)
+		}
+		if err == nil && checkpointSize(signed) >= size {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return imprint.Errorf(imprint.Unavailable, "sign", l.name, "no checkpoint covers the %d entries on disk", size).
+				WithHint("see that the log's disk is writable and has room")
+		}
+	}
+}
+
+// Close takes in what is queued, waits for a checkpoint over it, and gives the
+// directory free. What cannot be taken in stays in the queue.
 func (l *Log) Close() error {
-	l.once.Do(func() {
-		close(l.closed)
-		l.done.Wait()
-		l.err = errors.Join(l.tree.close(), l.journal.file.Close(), l.lock.Close())
-	})
+	l.once.Do(func() { l.err = l.end() })
 	return l.err
+}
+
+func (l *Log) end() error {
+	close(l.closing)
+	l.done.Wait()
+	defer l.cancel()
+	err := l.failure // run has ended: nobody changes it
+	if err == nil {
+		err = l.Settle(l.ctx)
+	}
+	if shut := l.shutdown(l.ctx); err == nil && shut != nil {
+		err = imprint.Errorf(imprint.Unavailable, "close", l.name, "%w", shut)
+	}
+	return errors.Join(err, l.lock.Close())
 }

@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"context"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -11,12 +12,14 @@ import (
 	"time"
 
 	"imprint"
+	"imprint/internal/store"
 )
 
 // testLog is an open log with its keys.
 type testLog struct {
 	*Log
 	dir      string
+	queue    Queue
 	key      imprint.Secret
 	verifier string
 }
@@ -27,13 +30,15 @@ func newTestLog(t testing.TB) *testLog {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &testLog{dir: t.TempDir(), key: key, verifier: verifier}
+	queue := store.OpenMemory()
+	t.Cleanup(func() { queue.Close() })
+	l := &testLog{dir: t.TempDir(), queue: queue, key: key, verifier: verifier}
 	l.open(t)
 	return l
 }
 
 func (l *testLog) config() LogConfig {
-	return LogConfig{Dir: l.dir, Key: l.key, Now: func() time.Time { return clock }, Logger: slog.New(slog.DiscardHandler)}
+	return LogConfig{Dir: l.dir, Key: l.key, Queue: l.queue, Now: func() time.Time { return clock }, Logger: slog.New(slog.DiscardHandler)}
 }
 
 func (l *testLog) open(t testing.TB) {
@@ -52,11 +57,25 @@ func (l *testLog) close(t testing.TB) {
 	}
 }
 
+// issue issues for g as a server does: what leaves is queued.
+func (l *testLog) issue(ctx context.Context, c *testCA, g imprint.Grant) (*imprint.Certificate, error) {
+	c.Authority.log = l
+	cert, entry, err := c.Issue(g)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.queue.Enqueue(ctx, *entry); err != nil {
+		return nil, err
+	}
+	l.Wake()
+	return cert, nil
+}
+
 // fill issues n certificates into the log.
 func (l *testLog) fill(t testing.TB, n int) {
 	t.Helper()
 	c := newTestCA(t, testProfile())
-	c.Authority.log = l
+	c.Authority.log = l // before there are several
 	g := testGrant(t)
 	g.SSHHost = ""
 	var wg sync.WaitGroup
@@ -64,7 +83,7 @@ func (l *testLog) fill(t testing.TB, n int) {
 		wg.Go(func() {
 			g := g
 			g.Serial = imprint.NewSerial()
-			if _, err := c.Issue(t.Context(), g); err != nil {
+			if _, err := l.issue(t.Context(), c, g); err != nil {
 				t.Error(err)
 			}
 		})
@@ -116,36 +135,19 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-func BenchmarkIssueLogged(b *testing.B) {
-	c := newTestCA(b, testProfile())
-	for _, clients := range []int{1, 32} {
-		b.Run(map[int]string{1: "1 client", 32: "32 clients"}[clients], func(b *testing.B) {
-			l := newTestLog(b)
-			c.Authority.log = l
-			grant := testGrant(b)
-			grant.SSHHost = ""
-			b.ReportAllocs()
-			b.SetParallelism((clients + 1) / 2)
-			b.ResetTimer()
-			if clients == 1 {
-				for b.Loop() {
-					if _, err := c.Issue(b.Context(), grant); err != nil {
-						b.Fatal(err)
-					}
-				}
-			} else {
-				b.RunParallel(func(pb *testing.PB) {
-					for pb.Next() {
-						if _, err := c.Issue(b.Context(), grant); err != nil {
-							b.Error(err)
-						}
-					}
-				})
-			}
-			b.StopTimer()
-			l.close(b)
-		})
+// What it costs to take in a hundred entries at a time.
+func BenchmarkTakeIn(b *testing.B) {
+	l := newTestLog(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		l.fill(b, 100)
+		b.StartTimer()
+		if err := l.Settle(b.Context()); err != nil {
+			b.Fatal(err)
+		}
 	}
+	l.close(b)
 }
 
 func TestOpenLogRefuses(t *testing.T) {
@@ -182,6 +184,10 @@ func TestOpenLogRefuses(t *testing.T) {
 	back = remove(checkpointName)
 	refused(l, "checkpoint lost")
 	back()
+	whole := l.dir
+	l.dir = t.TempDir()
+	refused(l, "all of it lost: the store knows how many entries there were")
+	l.dir = whole
 	l.open(t)
 	l.fill(t, 1)
 	l.close(t)
@@ -194,7 +200,7 @@ func TestAppendAfterClose(t *testing.T) {
 	t.Parallel()
 	l := newTestLog(t)
 	l.close(t)
-	if _, err := l.Append(t.Context(), Entry{}); imprint.KindOf(err) != imprint.Unavailable {
+	if err := l.Append(t.Context(), Entry{}); imprint.KindOf(err) != imprint.Unavailable {
 		t.Error(err)
 	}
 }

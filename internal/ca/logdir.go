@@ -87,34 +87,29 @@ func logVerifier(key imprint.Secret) (note.Verifier, error) {
 	return note.NewVerifier(vkey)
 }
 
-// checkContinues refuses to go on with a log that is not the verifier's, or
-// whose tree is behind its signed checkpoint or its journal: going on would write
-// a second history over the first. It returns the size of the tree and the
-// entries in the journal that the tree has not.
-func checkContinues(log fs.FS, verifier note.Verifier) (size uint64, missing [][]byte, err error) {
+// checkContinues refuses to go on with a log that is not the verifier's, whose
+// tree is behind its signed checkpoint, or that has fewer entries than atLeast:
+// going on would write a second history over the first. It returns the size of
+// the tree.
+func checkContinues(log fs.FS, verifier note.Verifier, atLeast uint64) (size uint64, err error) {
 	if _, err := fs.Stat(log, checkpointName); errors.Is(err, fs.ErrNotExist) {
-		entries, ahead, err := readWaiting(log, 0)
-		if _, noTiles := fs.Stat(log, "tile"); err == nil && errors.Is(noTiles, fs.ErrNotExist) && len(entries) == 0 && !ahead {
-			return 0, nil, nil // a new log
+		if _, err := fs.Stat(log, "tile"); errors.Is(err, fs.ErrNotExist) && atLeast == 0 {
+			return 0, nil // a new log
 		}
-		return 0, nil, lost("it has entries but no checkpoint")
+		return 0, lost("it has entries but no checkpoint")
 	}
 	signed, err := readCheckpoint(log, verifier)
 	if err != nil {
-		return 0, nil, err
+		return 0, err
 	}
 	state, err := readTreeState(log)
 	if err != nil {
-		return 0, nil, lost("%w", err)
+		return 0, lost("%w", err)
 	}
-	if state.Size < signed.Size {
-		return 0, nil, lost("its tree has %d entries, its checkpoint %d", state.Size, signed.Size)
+	if known := max(signed.Size, atLeast); state.Size < known {
+		return 0, lost("its tree has %d entries, and is known to have had %d", state.Size, known)
 	}
-	missing, ahead, err := readWaiting(log, state.Size)
-	if ahead {
-		return 0, nil, lost("its tree has %d entries, and its journal begins after them", state.Size)
-	}
-	return state.Size, missing, err
+	return state.Size, nil
 }
 
 func lost(format string, args ...any) error {

@@ -27,10 +27,10 @@ type LoggedEntry struct {
 	Entry
 }
 
-// Entries yields the entries of the log in log from index from on, the newest
-// included, as far as its tree and its journal go. It checks the entries
-// themselves but no hashes: that is [VerifyLog]. It ends after the first error, of kind
-// [imprint.NotFound] if there is no log and [imprint.Conflict] if it is damaged.
+// Entries yields the entries of the log in log from index from on, the newest in
+// its tree included. It checks the entries themselves but no hashes: that is
+// [VerifyLog]. It ends after the first error, of kind [imprint.NotFound] if there
+// is no log and [imprint.Conflict] if it is damaged.
 func Entries(log fs.FS, from uint64) iter.Seq2[LoggedEntry, error] {
 	return func(yield func(LoggedEntry, error) bool) {
 		state, err := readTreeState(log)
@@ -38,42 +38,44 @@ func Entries(log fs.FS, from uint64) iter.Seq2[LoggedEntry, error] {
 			yield(LoggedEntry{}, err)
 			return
 		}
-		fail := func(err error) {
-			yield(LoggedEntry{}, imprint.Errorf(imprint.Conflict, "read", "issuance log", "%w", err))
-		}
 		index := from
-		read := func(entries [][]byte, file string) (more bool) {
-			for _, data := range entries {
-				entry, err := DecodeEntry(data)
-				if err != nil {
-					fail(corrupt(index, file, "%w", err))
-					return false
+		for data, err := range entriesFrom(log, from, state.Size) {
+			var entry *Entry
+			if err == nil {
+				if entry, err = DecodeEntry(data); err != nil {
+					err = corrupt(index, layout.EntriesPathForLogIndex(index, state.Size), "%w", err)
 				}
-				if !yield(LoggedEntry{index, *entry}, nil) {
-					return false
+			}
+			if err != nil {
+				yield(LoggedEntry{}, imprint.Errorf(imprint.Conflict, "read", "issuance log", "%w", err))
+				return
+			}
+			if !yield(LoggedEntry{index, *entry}, nil) {
+				return
+			}
+			index++
+		}
+	}
+}
+
+// entriesFrom yields the bytes of the entries from index from on in a tree of the
+// given size. It ends after the first error.
+func entriesFrom(log fs.FS, from, size uint64) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		for index := from; index < size; {
+			n := index / layout.EntryBundleWidth
+			bundle, err := readBundle(log, n, size)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			for _, data := range bundle[index-n*layout.EntryBundleWidth:] {
+				if !yield(data, nil) {
+					return
 				}
 				index++
 			}
-			return true
 		}
-		for index < state.Size {
-			n := index / layout.EntryBundleWidth
-			bundle, err := readBundle(log, n, state.Size)
-			if err != nil {
-				fail(err)
-				return
-			}
-			if !read(bundle[index-n*layout.EntryBundleWidth:], layout.EntriesPath(n, 0)) {
-				return
-			}
-		}
-		// A journal that is ahead is of a log that grew since its tree was read.
-		waiting, _, err := readWaiting(log, index)
-		if err != nil {
-			fail(err)
-			return
-		}
-		read(waiting, journalName)
 	}
 }
 
@@ -174,7 +176,7 @@ func (v *verification) unused() ([]string, error) {
 
 func (v *verification) used(name string) bool {
 	switch name {
-	case checkpointName, lockName, journalName, treeStateName, ".state/treeState.lock", ".state/publish.lock",
+	case checkpointName, lockName, treeStateName, ".state/treeState.lock", ".state/publish.lock",
 		".state/gcState", ".state/gcState.lock", ".state/version":
 		return true
 	}

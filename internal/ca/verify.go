@@ -21,13 +21,11 @@ const maxUnused = 100
 
 // VerifyOptions says how strict [VerifyLog] is.
 type VerifyOptions struct {
-	// AtLeast is how many entries the log is known to have, from elsewhere: the
-	// greatest index in the store's records and one. A log that was cut back to
-	// an older state is whole in itself; only this shows it.
+	// AtLeast is how many entries the log is known to have, from elsewhere. A log
+	// that was cut back to an older state is whole in itself; only this shows it.
 	AtLeast uint64
 	// Live is set for a log in use, or of a server that crashed: entries that no
-	// checkpoint covers yet, in the tree or only in the journal, are then counted
-	// instead of refused.
+	// checkpoint covers yet are then counted instead of refused.
 	Live bool
 }
 
@@ -36,8 +34,7 @@ type LogReport struct {
 	Origin string
 	Size   uint64 // entries under the signed checkpoint
 	Root   []byte
-	// Unsigned counts entries after those, which agree with the tree on disk or
-	// wait in the journal.
+	// Unsigned counts entries after those, which agree with the tree on disk.
 	Unsigned uint64
 	Last     *Entry // the last one of all; nil if there are none
 	// Unused names files that are not part of the tree, up to 100: a crash leaves
@@ -118,9 +115,6 @@ func verify(log fs.FS, verifier note.Verifier, opts VerifyOptions, report *LogRe
 	if err := v.finishTiles(); err != nil {
 		return err
 	}
-	if err := v.readJournal(opts.Live, report); err != nil {
-		return err
-	}
 	if report.Unused, err = v.unused(); err != nil {
 		return err
 	}
@@ -182,24 +176,6 @@ func (v *verification) walk(size uint64, root []byte, report *LogReport) error {
 		}
 		return corrupt(0, checkpointName, "entries and tiles agree with each other but not with the root hash at size %d: the log was rewritten", size)
 	}
-	return nil
-}
-
-// readJournal counts the entries that wait for the tree.
-func (v *verification) readJournal(live bool, report *LogReport) error {
-	waiting, ahead, err := readWaiting(v.log, v.size)
-	switch {
-	case err != nil:
-		return err
-	case ahead && !live: // of a log in use the tree grew since its state was read
-		return corrupt(v.size, journalName, "the tree ends here, and the journal begins later")
-	}
-	for i, data := range waiting {
-		if report.Last, err = DecodeEntry(data); err != nil {
-			return corrupt(v.size+uint64(i), journalName, "%w", err)
-		}
-	}
-	report.Unsigned += uint64(len(waiting))
 	return nil
 }
 

@@ -61,7 +61,7 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 	}
 	if c := e.Certificate; c != nil {
 		row(w, "Certificate", fmt.Sprintf("serial %s, %s to %s", c.Serial, when(c.NotBefore), when(c.NotAfter)))
-		row(w, "Issuance log", fmt.Sprintf("entry %d of %s", c.LogIndex, c.Log))
+		row(w, "Issuance log", c.Log)
 	}
 	row(w, "")
 	row(w, "TIME", "GEN", "EVENT", "CHANNEL", "DETAIL")

@@ -287,12 +287,12 @@ func (a *authorities) tenant(name imprint.TenantName) (*authority, error) {
 }
 
 // Issue signs a grant for its tenant.
-func (a *authorities) Issue(ctx context.Context, g imprint.Grant) (imprint.Certificate, error) {
+func (a *authorities) Issue(_ context.Context, g imprint.Grant) (*imprint.Certificate, *imprint.LogEntry, error) {
 	t, err := a.tenant(g.Tenant)
 	if err != nil {
-		return imprint.Certificate{}, err
+		return nil, nil, err
 	}
-	return t.Issue(ctx, g)
+	return t.Issue(g)
 }
 
 // endpoint makes a key and certificate with which the check-in endpoint serves

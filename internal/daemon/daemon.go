@@ -97,7 +97,7 @@ func Open(ctx context.Context, s *Settings, o Options) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.engine = enrol.New(enrol.Config{
-		Store: d.store, Issuer: measuredIssuer{d.authorities, d.metrics}, Now: o.Now, Logger: o.Logger,
+		Store: recorder{d.store, d.log}, Issuer: measuredIssuer{d.authorities, d.metrics}, Now: o.Now, Logger: o.Logger,
 	})
 	d.values = &values{store: d.store, keys: d.keys, secrets: host.NewSecrets()}
 	if err := d.openHost(); err != nil {
@@ -133,7 +133,7 @@ func (d *Daemon) openLog(ctx context.Context) error {
 	if err := checkLogName(d.logDir(), d.settings.Name); err != nil {
 		return err
 	}
-	d.log, err = ca.OpenLog(ctx, ca.LogConfig{Dir: d.logDir(), Key: key, Now: d.Now, Logger: d.Logger})
+	d.log, err = ca.OpenLog(ctx, ca.LogConfig{Dir: d.logDir(), Key: key, Queue: d.store, Now: d.Now, Logger: d.Logger})
 	return err
 }
 

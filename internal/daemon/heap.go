@@ -1,12 +1,21 @@
 package daemon
 
-import "os"
+import (
+	"os"
 
-// heapFloor is how much garbage may come together before it is collected, at
-// least. Without it the collector runs when the heap has doubled, which a young
-// server's, of some 20 MiB, does many times a second under load: a sixth of its
-// work. The memory in use grows by this much and no further, unlike with GOGC.
-const heapFloor = 64 << 20 // bytes
+	"golang.org/x/sys/unix"
+)
+
+// How much garbage may come together before it is collected, at least: a
+// share of the machine's memory, within bounds. Without it the collector runs when the
+// heap has doubled, which a young server's, of some 20 MiB, does many times a
+// second under load: a sixth of its work. The memory in use grows by this much
+// and no further, unlike with GOGC.
+const (
+	heapFloorShare = 32
+	minHeapFloor   = 32 << 20  // bytes
+	maxHeapFloor   = 256 << 20 // bytes
+)
 
 // raiseHeapFloor returns memory that counts as part of the heap for as long as
 // it is kept. Nobody touches it, so the kernel never provides it. Whoever set the
@@ -15,5 +24,9 @@ func raiseHeapFloor() []byte {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return nil
 	}
-	return make([]byte, heapFloor)
+	var machine unix.Sysinfo_t
+	if err := unix.Sysinfo(&machine); err != nil {
+		return nil
+	}
+	return make([]byte, min(max(machine.Totalram*uint64(machine.Unit)/heapFloorShare, minHeapFloor), maxHeapFloor))
 }

@@ -109,10 +109,10 @@ type measuredIssuer struct {
 	metrics *metrics
 }
 
-func (i measuredIssuer) Issue(ctx context.Context, g imprint.Grant) (imprint.Certificate, error) {
-	c, err := i.Issuer.Issue(ctx, g)
+func (i measuredIssuer) Issue(ctx context.Context, g imprint.Grant) (*imprint.Certificate, *imprint.LogEntry, error) {
+	c, entry, err := i.Issuer.Issue(ctx, g)
 	if err == nil {
 		i.metrics.certificates.WithLabelValues(string(g.Tenant), strconv.Itoa(int(g.Tier))).Inc()
 	}
-	return c, err
+	return c, entry, err
 }

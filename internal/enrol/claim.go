@@ -183,17 +183,13 @@ func repeat(i *imprint.Instance, a *attempt) (imprint.Change, error) {
 	if !renewalDue(e, a.now) {
 		return imprint.Change{Keep: true}, nil
 	}
-	var change imprint.Change
-	if issuing(e) { // nobody has this one, but it may be signed and on the issuance log
-		change.Revoke = revocation(nil, e.Claim.Serial, e.Claim.NotAfter, a.now, reasonSuperseded)
-	}
 	next := *e.Claim
 	fix(&next, i, a.serial, a.now)
 	if a.SSHHost != "" && a.Witness != "" { // it is not covered by the request's signature
 		next.SSHHost = a.SSHHost
 	}
 	e.Claim = &next
-	return change, nil
+	return imprint.Change{}, nil
 }
 
 // contest ends an enrolment that two keys want.
@@ -211,16 +207,9 @@ func contest(i *imprint.Instance, a *attempt) (imprint.Change, error) {
 	return change, contested(i)
 }
 
-// store decides about a certificate that was signed for the claim of i. If the
-// claim is not the same any more, or has its certificate, this one goes nowhere.
-func store(i *imprint.Instance, cert *imprint.Certificate, now time.Time) (imprint.Change, error) {
+// issued puts cert, which was signed for the claim of i, on record.
+func issued(i *imprint.Instance, cert *imprint.Certificate, now time.Time) imprint.Event {
 	e := &i.Enrolment
-	if c, err := ended(i, now); err != nil {
-		return c, err
-	}
-	if !issuing(e) || e.Claim.Serial != cert.Serial {
-		return imprint.Change{Keep: true}, nil
-	}
 	kind := imprint.EventIssued
 	if old := e.Certificate; old != nil {
 		kind = imprint.EventRenewed
@@ -229,9 +218,9 @@ func store(i *imprint.Instance, cert *imprint.Certificate, now time.Time) (impri
 		e.State = imprint.Issued
 	}
 	e.Certificate = cert
-	return imprint.Change{Events: []imprint.Event{event(kind, e.Claim.Channel,
+	return event(kind, e.Claim.Channel,
 		"serial", string(cert.Serial), "names", names(i), "tier", tierText(e.Claim.Tier), "key", string(e.Claim.Key),
-		"notAfter", stamp(cert.NotAfter), "log", cert.Log, "entry", strconv.FormatUint(cert.LogIndex, 10))}}, nil
+		"notAfter", stamp(cert.NotAfter), "log", cert.Log)
 }
 
 // grant is what the claim of i allows to be signed.

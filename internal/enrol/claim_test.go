@@ -21,7 +21,7 @@ func token(t testing.TB, w *world, id imprint.InstanceID) imprint.Secret {
 	return secret
 }
 
-// TestFirstBirth follows one machine and shows that it costs two transactions
+// TestFirstBirth follows one machine and shows that it costs one transaction
 // until the certificate leaves.
 func TestFirstBirth(t *testing.T) {
 	t.Parallel()
@@ -39,7 +39,7 @@ func TestFirstBirth(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantState(t, i, imprint.Issued)
-	if n := w.store.updates - before; n != 2 {
+	if n := w.store.updates - before; n != 1 {
 		t.Errorf("%d updates", n)
 	}
 	g := w.signer.grants[0]

@@ -9,11 +9,12 @@
 //
 // # Why nobody is issued two keys
 //
-// The claim binds the generation to the first key, and fixes the certificate's
-// serial number and validity, before anything is signed. The certificate leaves
-// only after a second compare-and-swap stored it, which fails if the claim is
-// not the same any more. Whoever repeats a request, on this server or another,
-// finds the claim and gets what is stored.
+// The claim binds the generation to the first key. A decision to grant a claim
+// has the certificate signed at once, and one compare-and-swap stores the claim,
+// the certificate and its entry for the issuance log, or none of them. What was
+// signed for a claim that lost a race is in no store, in no log and in no reply.
+// Whoever repeats a request, on this server or another, finds the claim and gets
+// what is stored.
 //
 // # Why a lost reply costs nothing
 //

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"log/slog"
+	"reflect"
 	"time"
 
 	"imprint"
@@ -22,9 +23,10 @@ type Store interface {
 
 // Issuer signs.
 type Issuer interface {
-	// Issue turns a grant into a certificate, which is on the issuance log before
-	// Issue returns. The same grant may be given again, also on another server.
-	Issue(ctx context.Context, g imprint.Grant) (imprint.Certificate, error)
+	// Issue turns a grant into a certificate and its entry for the issuance log.
+	// Both are stored in one change, or forgotten. The same grant may be given
+	// again, also on another server.
+	Issue(ctx context.Context, g imprint.Grant) (*imprint.Certificate, *imprint.LogEntry, error)
 }
 
 // Config is what an [Engine] needs; every field must be set.
@@ -66,7 +68,7 @@ func (e *Engine) move(ctx context.Context, id imprint.InstanceID, decide func(*i
 	if err != nil {
 		return nil, err
 	}
-	if refusal != nil && imprint.KindOf(refusal) != imprint.Pending {
+	if kind := imprint.KindOf(refusal); refusal != nil && kind != imprint.Pending && kind != imprint.Unavailable {
 		level := slog.LevelInfo
 		if !ration.loud(&e.notes, id, refusal, e.Now()) {
 			level = slog.LevelDebug
@@ -75,10 +77,6 @@ func (e *Engine) move(ctx context.Context, id imprint.InstanceID, decide func(*i
 	}
 	return inst, refusal
 }
-
-// maxRounds bounds how often a claim that others changed while its certificate
-// was signed is decided again.
-const maxRounds = 4
 
 // Enrol decides about a certificate request and returns the instance with its
 // certificate. The claimed key may repeat its request at any time and gets the
@@ -99,48 +97,47 @@ func (e *Engine) Enrol(ctx context.Context, s imprint.Submission) (*imprint.Inst
 	if flaw != nil {
 		req = &Request{}
 	}
-	taken := false
-	for range maxRounds {
-		// A serial number is for one round: what was signed under it and lost a
-		// race must not have a namesake.
-		a := &attempt{Submission: s, req: req, flaw: flaw, taken: taken, now: e.Now(), serial: imprint.NewSerial()}
-		inst, err := e.move(ctx, s.Instance, func(i *imprint.Instance) (imprint.Change, error) { return claim(i, a) })
-		if err != nil && imprint.KindOf(err) == imprint.Exists {
-			taken = true // decide again, for somebody else may have claimed meanwhile
-			continue
+	a := &attempt{Submission: s, req: req, flaw: flaw, now: e.Now(), serial: imprint.NewSerial()}
+	issue := e.issuing(ctx)
+	decide := func(i *imprint.Instance) (imprint.Change, error) {
+		change, err := claim(i, a)
+		if err != nil || !issuing(&i.Enrolment) {
+			return change, err
 		}
-		if err != nil || !issuing(&inst.Enrolment) {
-			return inst, err
-		}
-		inst, err = e.issue(ctx, inst)
-		if imprint.KindOf(err) == imprint.Invalid || imprint.KindOf(err) == imprint.Denied {
-			return nil, e.note(ctx, &s, err)
-		}
-		if err != nil || inst.Enrolment.Claim != nil && inst.Enrolment.Claim.Key == req.Key && !issuing(&inst.Enrolment) {
-			return inst, err
-		}
+		return issue(i, change)
 	}
-	return nil, imprint.Errorf(imprint.Unavailable, "enrol", string(s.Instance), "others changed the claim %d times while its certificate was signed", maxRounds)
+	inst, err := e.move(ctx, s.Instance, decide)
+	if imprint.KindOf(err) == imprint.Exists {
+		a.taken = true // decide again, for somebody else may have claimed meanwhile
+		inst, err = e.move(ctx, s.Instance, decide)
+	}
+	return inst, err
 }
 
-// issue has the certificate of inst's claim signed and stored. It returns the
-// instance as it is then: with that certificate, with one that another server
-// was quicker to store, or with another claim.
-func (e *Engine) issue(ctx context.Context, inst *imprint.Instance) (*imprint.Instance, error) {
-	cert, err := e.Issuer.Issue(ctx, grant(inst))
-	if err != nil {
-		return nil, err
+// issuing returns a function that has the certificate of i's claim made and adds
+// it to change, which leads to that claim. If it is not made, the claim stands
+// without: its key may ask again. The function may be called again as the
+// decision is; what is the same grant is signed once.
+func (e *Engine) issuing(ctx context.Context) func(i *imprint.Instance, change imprint.Change) (imprint.Change, error) {
+	var granted imprint.Grant
+	var cert *imprint.Certificate
+	var entry *imprint.LogEntry
+	return func(i *imprint.Instance, change imprint.Change) (imprint.Change, error) {
+		if g := grant(i); cert == nil || !reflect.DeepEqual(g, granted) {
+			var err error
+			if cert, entry, err = e.Issuer.Issue(ctx, g); err != nil {
+				cert = nil
+				if kind := imprint.KindOf(err); kind == imprint.Invalid || kind == imprint.Denied { // the reservation cannot be certified as it is
+					change.Events = append(change.Events, refusal(i.Enrolment.Claim.Channel, err))
+				}
+				return change, err
+			}
+			granted = g
+		}
+		change.Events = append(change.Events, issued(i, cert, e.Now()))
+		change.Keep, change.Log = false, entry
+		return change, nil
 	}
-	return e.move(ctx, inst.ID, func(i *imprint.Instance) (imprint.Change, error) { return store(i, &cert, e.Now()) })
-}
-
-// note puts on the timeline why the issuer cannot certify the reservation as it
-// is, and returns the reason.
-func (e *Engine) note(ctx context.Context, s *imprint.Submission, why error) error {
-	_, err := e.move(ctx, s.Instance, func(i *imprint.Instance) (imprint.Change, error) {
-		return refuse(s.Channel, why)
-	})
-	return err
 }
 
 // Report records what came up a channel; a report may be repeated. Kinds:
@@ -194,11 +191,14 @@ func (e *Engine) Token(ctx context.Context, id imprint.InstanceID, life time.Dur
 // fails the consent stands and the machine's next request makes it. by says who
 // consented. Kind: Conflict if nothing waits.
 func (e *Engine) Approve(ctx context.Context, id imprint.InstanceID, by string) (*imprint.Instance, error) {
-	inst, err := e.move(ctx, id, func(i *imprint.Instance) (imprint.Change, error) { return approve(i, by, e.Now()) })
-	if err != nil || !issuing(&inst.Enrolment) {
-		return inst, err
-	}
-	return e.issue(ctx, inst)
+	issue := e.issuing(ctx)
+	return e.move(ctx, id, func(i *imprint.Instance) (imprint.Change, error) {
+		change, err := approve(i, by, e.Now())
+		if err != nil || !issuing(&i.Enrolment) {
+			return change, err
+		}
+		return issue(i, change)
+	})
 }
 
 // Revoke takes back what the present generation has and refuses it from now on.

@@ -18,8 +18,12 @@ const (
 // refuse turns a request down for the reason err and notes it with the pairs of
 // details. The record stays as it is.
 func refuse(over imprint.ChannelKind, err error, pairs ...string) (imprint.Change, error) {
-	pairs = append([]string{"reason", clip(reasonOf(err))}, pairs...)
-	return imprint.Change{Keep: true, Events: []imprint.Event{event(imprint.EventRefused, over, pairs...)}}, err
+	return imprint.Change{Keep: true, Events: []imprint.Event{refusal(over, err, pairs...)}}, err
+}
+
+// refusal is the event of a request that is turned down for the reason err.
+func refusal(over imprint.ChannelKind, err error, pairs ...string) imprint.Event {
+	return event(imprint.EventRefused, over, append([]string{"reason", clip(reasonOf(err))}, pairs...)...)
 }
 
 // reasonOf is the innermost sentence of an error.
@@ -76,8 +80,8 @@ func pending(i *imprint.Instance) error {
 		WithHint("imprint approve %s", i.Ref())
 }
 
-// revocations takes back every certificate of a generation that has not ended,
-// and the one that may be being signed at this moment.
+// revocations takes back every certificate of a generation that has not ended.
+// One that is being signed at this moment will not be stored, and so not leave.
 func revocations(e *imprint.Enrolment, now time.Time, reason int) []imprint.Revocation {
 	if !e.State.Open() {
 		return nil // whatever there was is revoked already
@@ -88,9 +92,6 @@ func revocations(e *imprint.Enrolment, now time.Time, reason int) []imprint.Revo
 	}
 	if c := e.Certificate; c != nil {
 		list = revocation(list, c.Serial, c.NotAfter, now, reason)
-	}
-	if issuing(e) {
-		list = revocation(list, e.Claim.Serial, e.Claim.NotAfter, now, reason)
 	}
 	return list
 }

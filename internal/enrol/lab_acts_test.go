@@ -163,7 +163,7 @@ func (l *lab) act(t *rapid.T) {
 	case "confirm by certificate":
 		if i := l.instance(); i != nil && i.Enrolment.Certificate != nil {
 			serial := i.Enrolment.Certificate.Serial
-			if guest.got[i.Generation] != nil {
+			if guest.got[i.Generation] != nil && l.left[serial] != "" {
 				l.report(e, guest.name, imprint.ReportConfirmed, func(r *imprint.Report) {
 					r.Channel, r.Witness, r.Serial = imprint.NetworkEST, "", serial
 				})

@@ -1,13 +1,14 @@
 package enrol
 
 import (
+	"reflect"
 	"slices"
 	"time"
 
 	"imprint"
 )
 
-// fixture is a serial number that a claim was given and that may be signed.
+// fixture is whose certificate was issued under a serial number.
 type fixture struct {
 	gen      imprint.Generation
 	key      imprint.KeyID
@@ -57,10 +58,9 @@ func (l *lab) checkChange(c *call, before, after *imprint.Instance, change *impr
 		fatal("the claimed key is not bound")
 	}
 
+	l.checkIssued(before, after, change, fatal)
 	switch {
-	case is.Certificate != nil && (was.Certificate == nil || is.Certificate.Serial != was.Certificate.Serial):
-		l.checkStored(c, was, is, fatal)
-	case c.enrols != nil && !c.signed:
+	case c.enrols != nil:
 		l.checkClaim(c, before, after, change, fatal)
 	case c.report != nil:
 		l.checkReport(c, before, after, fatal)
@@ -74,37 +74,48 @@ func (l *lab) checkChange(c *call, before, after *imprint.Instance, change *impr
 		l.checkRevocations(c, before, change.Revoke, reasonPrivilegeWithdrawn)
 	case ends && is.State == imprint.Reserved:
 		l.checkRevocations(c, before, change.Revoke, reasonSuperseded)
-	case len(change.Revoke) > 0: // what was fixed and never stored, of a claim that goes on
-		if len(change.Revoke) > 1 || !issuing(was) || change.Revoke[0].Serial != was.Claim.Serial || is.Claim.Serial == was.Claim.Serial {
-			fatal("a certificate that is good is revoked")
-		}
-	}
-
-	if is.Claim != nil && !waits(is.Claim) && is.State.Open() {
-		f := fixture{after.Generation, is.Claim.Key, is.Claim.NotAfter}
-		if old, known := l.fixed[is.Claim.Serial]; known && old != f {
-			fatal("a serial number is used again")
-		}
-		l.fixed[is.Claim.Serial] = f
+	case len(change.Revoke) > 0:
+		fatal("a certificate that is good is revoked")
 	}
 }
 
-// checkStored: what is stored was signed, for this claim, and is all that changed.
-func (l *lab) checkStored(c *call, was, is *imprint.Enrolment, fatal func(string)) {
-	g, signed := l.signed[is.Certificate.Serial]
+// checkIssued: a certificate comes with its entry for the log or not at all, and
+// is the issuer's, for the claim beside it. At most one key is ever issued for a
+// generation, and a serial number stands for one certificate.
+func (l *lab) checkIssued(before, after *imprint.Instance, change *imprint.Change, fatal func(string)) {
+	was, is := &before.Enrolment, &after.Enrolment
+	cert := is.Certificate
+	if cert == nil || was.Certificate != nil && cert.Serial == was.Certificate.Serial {
+		if change.Log != nil {
+			fatal("the log tells of a certificate that there is not")
+		}
+		return
+	}
+	g, signed := l.signed[string(cert.DER)]
 	switch {
-	case !c.signed || !signed || string(is.Certificate.DER) != string(certificate(g).DER):
+	case !signed || !reflect.DeepEqual(cert, certificate(g)):
 		fatal("a certificate is stored that was not signed")
-	case was.Claim == nil || was.Claim.Serial != is.Certificate.Serial || imprint.KeyIDOf(g.PublicKey) != was.Claim.Key:
+	case is.Claim == nil || !reflect.DeepEqual(g, grant(after)):
 		fatal("a certificate is stored that is not the claim's")
-	case was.Claim.NeedsApproval && was.Claim.ApprovedBy == "":
+	case waits(is.Claim):
 		fatal("a certificate is stored that nobody approved")
 	case was.Certificate == nil && is.State != imprint.Issued, was.Certificate != nil && is.State != was.State:
 		fatal("the wrong state follows")
+	case change.Log == nil || change.Log.Serial != cert.Serial || string(change.Log.Data) != string(cert.DER):
+		fatal("the log does not tell of the certificate")
 	}
 	if old := was.Certificate; old != nil && !slices.ContainsFunc(is.Earlier, func(s imprint.Lifespan) bool { return s.Serial == old.Serial }) {
 		fatal("an earlier certificate is forgotten")
 	}
+	for _, other := range l.issued {
+		if other.gen == after.Generation && other.key != is.Claim.Key {
+			fatal("two keys are issued for one generation")
+		}
+	}
+	if _, known := l.issued[cert.Serial]; known {
+		fatal("a serial number is used again")
+	}
+	l.issued[cert.Serial] = fixture{after.Generation, is.Claim.Key, cert.NotAfter}
 }
 
 // checkClaim: what a request does to an instance.
@@ -145,17 +156,19 @@ func (l *lab) checkClaim(c *call, before, after *imprint.Instance, change *impri
 			fatal("a reservation outlives its window")
 		}
 	case was.Claim == nil:
-		if is.State != imprint.Claimed || is.Claim.Key != c.key || is.Claim.NeedsApproval != before.Spec.Policy.Approval {
+		if is.State != imprint.Claimed && is.State != imprint.Issued || is.Claim.Key != c.key || is.Claim.NeedsApproval != before.Spec.Policy.Approval {
 			fatal("a good request claims nothing")
 		}
 	default: // the claimed key again
 		next := *was.Claim
 		next.Serial, next.NotBefore, next.NotAfter = is.Claim.Serial, is.Claim.NotBefore, is.Claim.NotAfter
-		if string(next.PublicKey) != string(is.Claim.PublicKey) || next.ApprovedBy != is.Claim.ApprovedBy || is.State != was.State {
+		if string(next.PublicKey) != string(is.Claim.PublicKey) || next.ApprovedBy != is.Claim.ApprovedBy ||
+			is.State != was.State && !(was.State == imprint.Claimed && is.State == imprint.Issued) {
 			fatal("a repeated request has an effect")
 		}
 		rightToken := c.enrols.Witness == "" && imprint.DigestOf(c.enrols.Token.Reveal()) == was.TokenHash
-		if rightToken && !was.State.Enrolled() && len(change.Events) > 0 {
+		refused := slices.ContainsFunc(change.Events, func(e imprint.Event) bool { return e.Kind == imprint.EventRefused })
+		if rightToken && !was.State.Enrolled() && refused {
 			fatal("a lost reply is not given again")
 		}
 		if is.Claim.Serial != was.Claim.Serial && !c.now.Before(was.Claim.NotBefore.Add(Backdate)) && c.now.Before(was.Claim.NotBefore.Add(was.Claim.NotAfter.Sub(was.Claim.NotBefore)/2)) {
@@ -178,23 +191,6 @@ func (l *lab) checkReport(c *call, before, after *imprint.Instance, fatal func(s
 	case is.State == imprint.Expired && was.Claim == nil && !c.now.Before(was.Expires):
 	default:
 		fatal("a report moves it there")
-	}
-}
-
-// checkGrant: at most one key is ever given to the issuer per generation, and a
-// serial number stands for one certificate.
-func (l *lab) checkGrant(c *call, g imprint.Grant) {
-	key := imprint.KeyIDOf(g.PublicKey)
-	if f, ok := l.fixed[g.Serial]; !ok || f.key != key || f.gen != g.Generation {
-		l.t.Fatalf("%s: serial %s is signed before it is claimed", c.name, g.Serial)
-	}
-	for serial, other := range l.signed {
-		if other.Generation == g.Generation && imprint.KeyIDOf(other.PublicKey) != key {
-			l.t.Fatalf("%s: generation %d has certificates for two keys", c.name, g.Generation)
-		}
-		if serial == g.Serial && string(certificate(other).DER) != string(certificate(g).DER) {
-			l.t.Fatalf("%s: serial %s stands for two certificates", c.name, serial)
-		}
 	}
 }
 
@@ -231,18 +227,18 @@ func (l *lab) delivered(c *call, i *imprint.Instance) {
 	l.left[cert.Serial] = string(cert.DER)
 }
 
-// checkRevocations: the list has all that i's generation has or may come to
-// have and that has not ended, and nothing else.
+// checkRevocations: the list has all that was issued for i's generation and has
+// not ended, and nothing else.
 func (l *lab) checkRevocations(c *call, i *imprint.Instance, list []imprint.Revocation, reason int) {
 	for _, r := range list {
-		f, ok := l.fixed[r.Serial]
+		f, ok := l.issued[r.Serial]
 		_, twice := l.revoked[r.Serial]
 		if !ok || twice || f.gen != i.Generation || !r.NotAfter.Equal(f.notAfter) || !c.now.Before(r.NotAfter) ||
 			r.Reason != reason || !r.At.Equal(c.now.Truncate(time.Second)) {
 			l.t.Fatalf("%s: revocation %+v of %+v (twice: %t)", c.name, r, f, twice)
 		}
 	}
-	for serial, f := range l.fixed {
+	for serial, f := range l.issued {
 		listed := slices.ContainsFunc(list, func(r imprint.Revocation) bool { return r.Serial == serial })
 		if _, before := l.revoked[serial]; f.gen == i.Generation && l.latest.Before(f.notAfter) && !listed && !before {
 			l.t.Fatalf("%s: serial %s is not revoked", c.name, serial)
@@ -294,7 +290,7 @@ func (l *lab) checkOrder() {
 // checkEnd: what is left when everybody is done.
 func (l *lab) checkEnd() {
 	i := l.instance()
-	for serial, f := range l.fixed {
+	for serial, f := range l.issued {
 		_, revoked := l.revoked[serial]
 		over := i == nil || f.gen != i.Generation || !i.Enrolment.State.Open()
 		if over && !revoked && l.latest.Before(f.notAfter) {

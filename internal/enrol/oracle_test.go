@@ -14,31 +14,30 @@ import (
 // life is one generation of an instance.
 type life = binding
 
-// fixture is what a claim fixed under a serial number.
+// fixture is whose certificate has a serial number.
 type fixture struct {
 	life
 	notAfter time.Time
 }
 
 // oracle watches a world and knows what must never happen, whatever the order
-// of events. It looks at every write, every signature and every reply.
+// of events. It looks at every write and every reply.
 type oracle struct {
 	w      *world
 	faults []string
 
-	claimed map[life]imprint.KeyID          // by the first write that said so
-	claims  map[imprint.Serial]fixture      // numbers that a claim fixed and that may be signed
-	signed  map[life]map[imprint.KeyID]bool // keys that the signer was given
-	stored  map[imprint.Serial]string       // certificates that a write stored
+	claimed map[life]imprint.KeyID     // by the first write that said so
+	issued  map[imprint.Serial]fixture // certificates that a write stored
+	stored  map[imprint.Serial]string  // their bytes
+	logged  map[life]imprint.KeyID     // by the first entry for the log
 }
 
 func watch(w *world) *oracle {
 	o := &oracle{
-		w: w, claimed: map[life]imprint.KeyID{}, claims: map[imprint.Serial]fixture{}, signed: map[life]map[imprint.KeyID]bool{},
-		stored: map[imprint.Serial]string{},
+		w: w, claimed: map[life]imprint.KeyID{}, issued: map[imprint.Serial]fixture{}, stored: map[imprint.Serial]string{},
+		logged: map[life]imprint.KeyID{},
 	}
 	w.store.committed = o.written
-	w.signer.asked = o.asked
 	return o
 }
 
@@ -48,8 +47,8 @@ func (o *oracle) fault(format string, args ...any) {
 
 // moves are the states that may follow each other.
 var moves = map[imprint.State][]imprint.State{
-	imprint.Reserved:  {imprint.Delivered, imprint.Claimed, imprint.Expired, imprint.Revoked},
-	imprint.Delivered: {imprint.Claimed, imprint.Expired, imprint.Revoked},
+	imprint.Reserved:  {imprint.Delivered, imprint.Claimed, imprint.Issued, imprint.Expired, imprint.Revoked},
+	imprint.Delivered: {imprint.Claimed, imprint.Issued, imprint.Expired, imprint.Revoked},
 	imprint.Claimed:   {imprint.Issued, imprint.InDispute, imprint.Revoked},
 	imprint.Issued:    {imprint.Confirmed, imprint.InDispute, imprint.Revoked},
 	imprint.Confirmed: {imprint.Closed, imprint.InDispute, imprint.Revoked},
@@ -88,48 +87,43 @@ func (o *oracle) written(before, after *imprint.Instance, c *imprint.Change) {
 			o.fault("the claim's key changed")
 		}
 		o.claimed[l] = is.Claim.Key
-		if !is.Claim.NeedsApproval || is.Claim.ApprovedBy != "" {
-			o.claims[is.Claim.Serial] = fixture{l, is.Claim.NotAfter}
+	}
+	if e := c.Log; e != nil {
+		if first, ok := o.logged[l]; ok && first != is.Claim.Key {
+			o.fault("two keys are in the log for generation %d", l.gen)
+		}
+		o.logged[l] = is.Claim.Key
+		if is.Certificate == nil || is.Certificate.Serial != e.Serial || string(e.Data) != string(is.Certificate.DER) {
+			o.fault("the log tells of a certificate that is not stored")
 		}
 	}
 	if is.Certificate != nil && (was.Certificate == nil || string(was.Certificate.DER) != string(is.Certificate.DER)) {
 		switch {
 		case !was.State.Open():
 			o.fault("a certificate was stored when it was %s", was.State)
-		case was.Claim == nil || was.Claim.Serial != is.Certificate.Serial:
-			o.fault("a certificate was stored that the claim did not fix")
-		case was.Claim.NeedsApproval && was.Claim.ApprovedBy == "":
+		case is.Claim == nil || is.Claim.Serial != is.Certificate.Serial || !strings.HasSuffix(string(is.Certificate.DER), string(is.Claim.Key)):
+			o.fault("a certificate was stored that is not the claim's")
+		case is.Claim.NeedsApproval && is.Claim.ApprovedBy == "":
 			o.fault("a certificate was stored without consent")
+		case c.Log == nil:
+			o.fault("a certificate was stored that the log does not tell of")
 		case was.Certificate != nil && was.Certificate.Serial == is.Certificate.Serial:
 			o.fault("a certificate was replaced by one of the same number")
 		}
 		o.stored[is.Certificate.Serial] = string(is.Certificate.DER)
+		o.issued[is.Certificate.Serial] = fixture{l, is.Certificate.NotAfter}
 	}
 	if !is.State.Open() {
 		o.ended(l)
 	}
 }
 
-// ended checks that nothing that was or may be signed for l can be used any more.
+// ended checks that nothing that was issued for l can be used any more.
 func (o *oracle) ended(l life) {
-	for serial, f := range o.claims {
+	for serial, f := range o.issued {
 		if _, revoked := o.w.store.revoked[serial]; f.life == l && !revoked && o.w.now.Before(f.notAfter) {
 			o.fault("generation %d ended, but not its certificate %s", l.gen, serial)
 		}
-	}
-}
-
-func (o *oracle) asked(g imprint.Grant) {
-	l := life{g.Instance, g.Generation}
-	if o.signed[l] == nil {
-		o.signed[l] = map[imprint.KeyID]bool{}
-	}
-	o.signed[l][imprint.KeyIDOf(g.PublicKey)] = true
-	if len(o.signed[l]) > 1 {
-		o.fault("two keys were signed for generation %d", g.Generation)
-	}
-	if o.claims[g.Serial].life != l {
-		o.fault("signed before it was claimed")
 	}
 }
 

@@ -81,6 +81,20 @@ func (s *pair) revoked(t testing.TB) map[imprint.Serial]imprint.Revocation {
 	return entries
 }
 
+// logged is what is queued for the log, by serial number.
+func (s *pair) logged(t testing.TB) map[imprint.Serial]string {
+	t.Helper()
+	list, err := s.store.Queued(t.Context(), "test", 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries := map[imprint.Serial]string{}
+	for _, e := range list {
+		entries[e.Serial] = string(e.Data)
+	}
+	return entries
+}
+
 // One life and the beginning of the next, each step at the other server and
 // said twice, as the timeline tells it.
 func TestLifeOverStores(t *testing.T) {
@@ -109,8 +123,8 @@ func TestLifeOverStores(t *testing.T) {
 		twice(func(e *enrol.Engine) error { return e.Report(ctx, m.confirmation(t, id, 1, leaf.DER)) })
 		twice(func(e *enrol.Engine) error { return e.Report(ctx, said(id, imprint.ReportReady, "", "")) })
 		wantState(t, s.get(t, id), imprint.Closed)
-		if len(s.issuer.grants) != 1 {
-			t.Fatalf("%d certificates were signed", len(s.issuer.grants))
+		if logged := s.logged(t); len(s.issuer.grants) != 1 || len(logged) != 1 || logged[leaf.Serial] != string(leaf.DER) {
+			t.Fatalf("%d certificates were signed, and the log tells of %v", len(s.issuer.grants), logged)
 		}
 
 		if _, err := first.Rebirth(ctx, id, "ann"); err != nil {
@@ -201,24 +215,24 @@ func TestRaceOverStores(t *testing.T) {
 			}
 			got[r.id] = r
 		}
-		signed := map[imprint.InstanceID]imprint.Grant{}
-		for _, g := range s.issuer.grants {
-			if before, ok := signed[g.Instance]; ok && (string(before.PublicKey) != string(g.PublicKey) || before.Serial != g.Serial) {
-				t.Errorf("%s: two keys or numbers were signed", g.Instance)
-			}
-			signed[g.Instance] = g
+		logged := s.logged(t)
+		if len(logged) > machines {
+			t.Errorf("the log tells of %d certificates for %d machines", len(logged), machines)
 		}
 		revoked := s.revoked(t)
 		for id, twoKeys := range contested {
 			i := s.get(t, id)
 			if twoKeys {
 				wantState(t, i, imprint.InDispute)
-				if g, ok := signed[id]; ok && revoked[g.Serial].Reason != 1 {
-					t.Errorf("%s: serial %s was signed and is not revoked", id, g.Serial)
+				if c := i.Enrolment.Certificate; c != nil && (logged[c.Serial] != string(c.DER) || revoked[c.Serial].Reason != 1) {
+					t.Errorf("%s: serial %s was issued, and is not in the log or not revoked", id, c.Serial)
 				}
 				continue
 			}
 			wantState(t, i, imprint.Issued)
+			if c := i.Enrolment.Certificate; logged[c.Serial] != string(c.DER) {
+				t.Errorf("%s: the log tells of another certificate", id)
+			}
 			if got[id].cert == nil || string(got[id].cert.DER) != string(i.Enrolment.Certificate.DER) {
 				t.Errorf("%s: the certificate that left is not the one on record", id)
 			}
@@ -250,6 +264,7 @@ func BenchmarkEnrolment(b *testing.B) {
 // copier makes a certificate of about the usual size.
 type copier struct{}
 
-func (copier) Issue(_ context.Context, g imprint.Grant) (imprint.Certificate, error) {
-	return imprint.Certificate{Serial: g.Serial, DER: make([]byte, 700), NotBefore: g.NotBefore, NotAfter: g.NotAfter}, nil
+func (copier) Issue(_ context.Context, g imprint.Grant) (*imprint.Certificate, *imprint.LogEntry, error) {
+	cert := &imprint.Certificate{Serial: g.Serial, DER: make([]byte, 700), NotBefore: g.NotBefore, NotAfter: g.NotAfter, Log: "copies"}
+	return cert, &imprint.LogEntry{Log: cert.Log, Serial: g.Serial, Data: cert.DER}, nil
 }

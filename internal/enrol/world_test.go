@@ -362,27 +362,23 @@ type signer struct {
 	grants []imprint.Grant
 	fail   error         // the next time
 	cut    time.Duration // what the issuing CA has left to live; 0 is for ever
-	asked  func(imprint.Grant)
 }
 
-func (s *signer) Issue(ctx context.Context, g imprint.Grant) (imprint.Certificate, error) {
+func (s *signer) Issue(ctx context.Context, g imprint.Grant) (*imprint.Certificate, *imprint.LogEntry, error) {
 	pause(ctx, "sign")
 	s.mu.Lock()
 	s.grants = append(s.grants, g)
 	n := len(s.grants)
 	err := s.fail
 	s.fail = nil
-	if s.asked != nil {
-		s.asked(g)
-	}
 	s.mu.Unlock()
 	pause(ctx, "signed")
 	if err != nil {
-		return imprint.Certificate{}, err
+		return nil, nil, err
 	}
-	c := imprint.Certificate{
+	c := &imprint.Certificate{
 		Serial: g.Serial, DER: fmt.Appendf(nil, "certificate %d of %s for %s", n, g.Serial, imprint.KeyIDOf(g.PublicKey)),
-		NotBefore: g.NotBefore, NotAfter: g.NotAfter, Log: "test", LogIndex: uint64(n),
+		NotBefore: g.NotBefore, NotAfter: g.NotAfter, Log: "test",
 	}
 	if s.cut != 0 {
 		c.NotAfter = c.NotBefore.Add(s.cut)
@@ -390,5 +386,5 @@ func (s *signer) Issue(ctx context.Context, g imprint.Grant) (imprint.Certificat
 	if g.SSHHost != "" {
 		c.SSH = "certificate for " + g.SSHHost
 	}
-	return c, nil
+	return c, &imprint.LogEntry{Log: c.Log, Serial: c.Serial, Data: c.DER}, nil
 }

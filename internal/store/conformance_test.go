@@ -53,6 +53,7 @@ var conformance = []struct {
 	{"a key belongs to one generation", testBindKey},
 	{"the timeline is bounded", testTimeline},
 	{"revocations", testRevocations},
+	{"queues of logs", testLogQueue},
 	{"delete", testDelete},
 	{"limits", testLimits},
 	{"list", testList},

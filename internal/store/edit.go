@@ -73,7 +73,7 @@ func keyTaken(op string, i *imprint.Instance, k imprint.KeyID) error {
 
 // rewrite plans an Update.
 func (s *Store) rewrite(cur *record, next *imprint.Instance, c *imprint.Change) (*edit, error) {
-	if c.Keep && len(c.Events) == 0 && c.BindKey == "" && len(c.Revoke) == 0 {
+	if c.Keep && len(c.Events) == 0 && c.BindKey == "" && len(c.Revoke) == 0 && c.Log == nil {
 		return nil, nil
 	}
 	renamed := next.Spec.Name != cur.Spec.Name
@@ -197,6 +197,9 @@ func (e *edit) write(c *imprint.Change) error {
 	}
 	if err := e.revoke(c.Revoke); err != nil {
 		return err
+	}
+	if c.Log != nil {
+		e.put(e.keys.logEntry(c.Log), c.Log.Data)
 	}
 	if !c.Keep {
 		e.wake(c.WakeAt)

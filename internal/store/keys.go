@@ -23,6 +23,8 @@ import (
 //	sealed/<id>                   all sealed parameters of an instance, JSON
 //	key/<key id>                  instance and generation that own a public key, JSON
 //	revoked/<tenant>/<serial>     one revocation, JSON
+//	log/<log>/<time>/<serial>     an entry that waits for the issuance log <log>
+//	logsize/<log>                 how many entries that log had at least, in decimal
 //	document/<name>               opaque bytes
 //
 // So one prefix is: all of an instance (its record and timeline change in one
@@ -89,6 +91,14 @@ func (l layout) revocation(t imprint.TenantName, s imprint.Serial) string {
 	return l.revocations(t) + string(s)
 }
 
+func (l layout) logQueue(log string) string { return string(l) + "log/" + log + "/" }
+
+func (l layout) logEntry(e *imprint.LogEntry) string {
+	return l.logQueue(e.Log) + hex16(uint64(max(e.At.UnixMilli(), 0))) + "/" + string(e.Serial)
+}
+
+func (l layout) logSize(log string) string { return string(l) + "logsize/" + log }
+
 func (l layout) document(name string) string { return string(l) + "document/" + name }
 
 const (
@@ -111,6 +121,13 @@ func (l layout) splitWake(key string) (at time.Time, id imprint.InstanceID, ok b
 	}
 	seconds, err := strconv.ParseUint(digits, 16, 63)
 	return time.Unix(int64(seconds), 0), imprint.InstanceID(rest), err == nil
+}
+
+// splitLogEntry takes a key under [layout.logQueue] apart.
+func (l layout) splitLogEntry(log, key string) (at time.Time, serial imprint.Serial, err error) {
+	digits, rest, _ := strings.Cut(strings.TrimPrefix(key, l.logQueue(log)), "/")
+	millis, err := strconv.ParseUint(digits, 16, 63)
+	return time.UnixMilli(int64(millis)).UTC(), imprint.Serial(rest), err
 }
 
 // leaf returns what follows the last slash of key.

@@ -22,8 +22,8 @@ const (
 // instance in between; else decide is asked again with the newer one. So decide
 // must have no effects of its own. An error of decide is returned as it is and
 // nothing is written. With [imprint.Change.Keep] the record's own fields and
-// its reminder stay as they were, while events, key and revocations, if there
-// are any, are written.
+// its reminder stay as they were, while events, key, revocations and log entry,
+// if there are any, are written.
 //
 // Update returns the instance as stored, whose Updated is now. It fails with
 // kind [imprint.NotFound] if there is no such instance, [imprint.Exists] if the

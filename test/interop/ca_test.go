@@ -25,8 +25,10 @@ import (
 // unlogged is an issuance log that keeps nothing.
 type unlogged struct{}
 
-func (unlogged) Name() string                                     { return "none" }
-func (unlogged) Append(context.Context, ca.Entry) (uint64, error) { return 0, nil }
+func (unlogged) Name() string                              { return "none" }
+func (unlogged) Writable() error                           { return nil }
+func (unlogged) Entry(ca.Entry) (*imprint.LogEntry, error) { return &imprint.LogEntry{}, nil }
+func (unlogged) Append(context.Context, ca.Entry) error    { return nil }
 
 // issued is a directory of what an authority made, as PEM files.
 type issued struct {
@@ -87,7 +89,7 @@ func issue(t *testing.T) issued {
 		PublicKey: spki, SSHHost: material.SSH, Serial: imprint.NewSerial(),
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
 	}
-	cert, err := a.Issue(t.Context(), grant)
+	cert, _, err := a.Issue(grant)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +112,7 @@ func issue(t *testing.T) issued {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := issued{t.TempDir(), cert}
+	i := issued{t.TempDir(), *cert}
 	i.write(t, "root.pem", "CERTIFICATE", a.Root())
 	i.write(t, "issuing.pem", "CERTIFICATE", a.Issuing())
 	i.write(t, "leaf.pem", "CERTIFICATE", cert.DER)

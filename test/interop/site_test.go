@@ -50,9 +50,9 @@ func newESTSite(t *testing.T) *estSite {
 	t.Cleanup(func() { s.store.Close() })
 	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
 
-	s.authority = newAuthority(t, s.tenant, filepath.Join(s.dir, "log"), logger)
+	s.authority = newAuthority(t, s.tenant, filepath.Join(s.dir, "log"), s.store, logger)
 	s.engine = enrol.New(enrol.Config{
-		Store: s.store, Issuer: s.authority, Now: time.Now, Logger: logger,
+		Store: s.store, Issuer: issuer{s.authority}, Now: time.Now, Logger: logger,
 	})
 	s.root = s.write(t, "root.pem", s.authority.Root())
 	s.bundle = s.write(t, "bundle.pem", s.authority.Bundle()...)
@@ -102,14 +102,21 @@ func newESTSite(t *testing.T) *estSite {
 	return s
 }
 
+// issuer is an authority as the engine sees it.
+type issuer struct{ *ca.Authority }
+
+func (i issuer) Issue(_ context.Context, g imprint.Grant) (*imprint.Certificate, *imprint.LogEntry, error) {
+	return i.Authority.Issue(g)
+}
+
 // newAuthority makes a tenant's CA with fresh keys and a log in dir.
-func newAuthority(t *testing.T, tenant imprint.Tenant, dir string, logger *slog.Logger) *ca.Authority {
+func newAuthority(t *testing.T, tenant imprint.Tenant, dir string, queue ca.Queue, logger *slog.Logger) *ca.Authority {
 	t.Helper()
 	logKey, _, err := ca.GenerateLogKey("localhost")
 	if err != nil {
 		t.Fatal(err)
 	}
-	log, err := ca.OpenLog(t.Context(), ca.LogConfig{Dir: dir, Key: logKey, Now: time.Now, Logger: logger})
+	log, err := ca.OpenLog(t.Context(), ca.LogConfig{Dir: dir, Key: logKey, Queue: queue, Now: time.Now, Logger: logger})
 	if err != nil {
 		t.Fatal(err)
 	}
