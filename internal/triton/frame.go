@@ -44,7 +44,7 @@ const maxCode = 16
 type Frame struct {
 	ID      uint32 // chosen by the client; a reply repeats it
 	Code    Code
-	Payload []byte // decoded; nil if there is none
+	Payload []byte // decoded; empty if there is none
 }
 
 const (
@@ -82,7 +82,8 @@ func AppendFrame(dst []byte, f Frame) ([]byte, error) {
 // are ignored, because kernel messages end up glued in front of one; base64 has
 // no spaces, so the last marker in the line is the frame's. ok is false unless
 // the frame is whole: length and checksum agree and its form is exactly the one
-// that [AppendFrame] writes.
+// that [AppendFrame] writes, except that a payload which is empty may have its
+// space: mdata-client writes one for an empty argument.
 func DecodeFrame(line, buf []byte) (f Frame, ok bool) {
 	i := bytes.LastIndex(line, []byte(marker))
 	if i < 0 || len(line)-i > MaxLine {
@@ -117,7 +118,7 @@ func DecodeFrame(line, buf []byte) (f Frame, ok bool) {
 		return f, true
 	}
 	f.Payload, ok = decode64(buf[:0], payload)
-	return f, ok && len(f.Payload) > 0
+	return f, ok
 }
 
 func appendHex(dst []byte, n uint32) []byte {
