@@ -83,5 +83,8 @@ func TestStockCloudInit(t *testing.T) {
 	if strings.Contains(console, "guest: the private value is in a file") || strings.Contains(console, private) {
 		t.Error("cloud-init wrote the private value down")
 	}
+	if strings.Contains(console, "Invalid cloud-config") {
+		t.Error("cloud-init finds fault with what it was given")
+	}
 	s.expectAbsent(private)
 }

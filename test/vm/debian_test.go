@@ -42,7 +42,6 @@ var debian = struct {
 		// Fewer modules than Debian's default, for time; where data comes from is left to detection.
 		"etc/cloud/cloud.cfg.d/99-test.cfg": `ssh_genkeytypes: [ed25519]
 ssh_deletekeys: false
-locale: false
 cloud_init_modules: [bootcmd, write-files, set_hostname, users-groups, ssh]
 cloud_config_modules: [set-passwords, runcmd]
 cloud_final_modules: [scripts-user, final-message, power-state-change]
