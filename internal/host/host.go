@@ -54,9 +54,13 @@ type Params interface {
 
 // Config is what a [Host] needs. Every field without a default must be set.
 type Config struct {
-	Name      imprint.HostName // the witness in countersigned requests
-	RunDir    string           // below which the sockets are
-	Owner     *Owner           // who may open the sockets; nil is this process's user
+	Name   imprint.HostName // the witness in countersigned requests
+	RunDir string           // below which the sockets are
+	Owner  *Owner           // who may open the sockets; nil is this process's user
+	// Dial returns the socket on which the hypervisor itself listens for a channel
+	// of inst, so that the host connects to it; "" if the hypervisor connects. Nil
+	// is "" for all.
+	Dial      func(inst *imprint.Instance, kind imprint.ChannelKind) (socket string)
 	Instances Instances
 	Control   Control
 	Params    Params
@@ -75,6 +79,8 @@ type Host struct {
 
 	mu    sync.Mutex
 	units map[imprint.InstanceID]*unit
+	// dialled has whose each dialled socket is; guarded by mu.
+	dialled map[string]end
 }
 
 // New returns a Host that does nothing before [Host.Run]. It fails with kind
@@ -90,7 +96,10 @@ func New(c Config) (*Host, error) {
 		c.Now = time.Now
 	}
 	c.Session.Now = nil // pauses on the line are real time
-	return &Host{c: c, units: map[imprint.InstanceID]*unit{}}, nil
+	if c.Dial == nil {
+		c.Dial = func(*imprint.Instance, imprint.ChannelKind) string { return "" }
+	}
+	return &Host{c: c, units: map[imprint.InstanceID]*unit{}, dialled: map[string]end{}}, nil
 }
 
 // watchPause is how long to wait before watching again after a sequence ended.
@@ -108,7 +117,11 @@ func (h *Host) Run(ctx context.Context) error {
 	defer unlock()
 	defer h.stop()
 	for id, kinds := range boundBefore(h.c.RunDir) {
-		h.unit(ctx, id).listen(kinds)
+		ways := map[imprint.ChannelKind]string{}
+		for _, kind := range kinds {
+			ways[kind] = ""
+		}
+		h.unit(ctx, id).open(ways)
 	}
 	for {
 		h.follow(ctx)
@@ -134,7 +147,7 @@ func (h *Host) follow(ctx context.Context) {
 			}
 			u := h.unit(ctx, n.Instance.ID)
 			u.observe(n.Instance)
-			u.listen(serialChannels(n.Instance))
+			u.open(h.ways(n.Instance))
 		case n.Deleted != "":
 			h.remove(n.Deleted)
 		case n.Synced:
@@ -151,11 +164,16 @@ func (h *Host) follow(ctx context.Context) {
 	}
 }
 
-// serialChannels returns the instance's channels that this package serves.
-func serialChannels(inst *imprint.Instance) []imprint.ChannelKind {
-	return slices.DeleteFunc(slices.Clone(inst.Spec.Channels), func(k imprint.ChannelKind) bool {
-		return k != imprint.Serial2 && k != imprint.VirtioSerial
-	})
+// ways returns the instance's channels that this package serves, each with the
+// socket to dial for it, if the hypervisor listens.
+func (h *Host) ways(inst *imprint.Instance) map[imprint.ChannelKind]string {
+	ways := map[imprint.ChannelKind]string{}
+	for _, kind := range inst.Spec.Channels {
+		if kind == imprint.Serial2 || kind == imprint.VirtioSerial {
+			ways[kind] = h.c.Dial(inst, kind)
+		}
+	}
+	return ways
 }
 
 // unit returns the instance's unit and makes one that lives until ctx ends if
@@ -230,29 +248,6 @@ func (h *Host) Serve(ctx context.Context, id imprint.InstanceID, kind imprint.Ch
 		return err
 	}
 	return u.serve(ctx, kind, conn)
-}
-
-// Dial connects to a socket on which the hypervisor listens and serves the
-// guest there, again and again until ctx ends.
-func (h *Host) Dial(ctx context.Context, id imprint.InstanceID, kind imprint.ChannelKind, path string) error {
-	pause := dialPauseMin
-	for {
-		conn, err := dialSocket(ctx, path)
-		if err == nil {
-			pause = dialPauseMin
-			err = h.Serve(ctx, id, kind, conn)
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		h.c.Logger.DebugContext(ctx, "dialling again", "instance", id, "socket", path, "because", err)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pause):
-			pause = min(2*pause, dialPauseMax)
-		}
-	}
 }
 
 // Send queues a message for the guest, which finds it under imprint:pipe. It

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"imprint"
+	"imprint/internal/host"
 )
 
 // knock connects to a socket by hand.
@@ -164,35 +165,86 @@ func TestNewestConnectionHasThePort(t *testing.T) {
 	wantAnswer(t, last)
 }
 
+// dialling makes a host dial path for the serial port of every instance.
+func dialling(path string) func(*host.Config) {
+	return func(c *host.Config) {
+		c.Dial = func(_ *imprint.Instance, kind imprint.ChannelKind) string {
+			if kind == imprint.Serial2 {
+				return path
+			}
+			return ""
+		}
+	}
+}
+
+// waitPort returns the instance's serial port once it is as wanted.
+func waitPort(t *testing.T, h *host.Host, id imprint.InstanceID, wanted func(host.Port) bool) {
+	t.Helper()
+	var last []host.Port
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		last = h.Ports(id)
+		if len(last) > 0 && last[0].Channel == imprint.Serial2 && wanted(last[0]) {
+			return
+		}
+	}
+	t.Fatalf("the ports are %+v", last)
+}
+
 func TestHostDialsAHypervisorThatListens(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	id := w.reserve("web-1")
 	dir := runDir(t)
-	h, _ := start(t, w, dir)
-	path := filepath.Join(dir, "qemu.sock")
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- h.Dial(ctx, id, imprint.Serial2, path) }() // nobody listens yet
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	path := filepath.Join(runDir(t), "qemu.sock")
+	before, stop := start(t, w, dir) // a host that listened, whose socket is left
+	stop()
+	h, _ := start(t, w, dir, dialling(path))
+	waitPort(t, h, id, func(p host.Port) bool {
+		return p.Dialled && p.Socket == path && !p.Connected && p.Problem == "dial "+path+": nobody listens there yet"
+	})
+	if _, err := os.Lstat(before.Socket(id, imprint.Serial2)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the channel has a second way in: %v", err)
+	}
+	wantAnswer(t, knock(t, h.Socket(id, imprint.VirtioSerial))) // which is not dialled
+	var conn net.Conn
 	for range 2 { // the hypervisor starts, and starts again
+		if conn != nil {
+			conn.Close()
+		}
 		l, err := net.Listen("unix", path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn, err := l.Accept()
-		if err != nil {
+		if conn, err = l.Accept(); err != nil {
 			t.Fatal(err)
 		}
 		wantAnswer(t, conn)
-		conn.Close()
+		waitPort(t, h, id, func(p host.Port) bool { return p.Connected && p.Problem == "" })
 		l.Close()
 	}
+	w.change(id, func(i *imprint.Instance) { i.Spec.Channels = []imprint.ChannelKind{imprint.VirtioSerial} })
+	w.settle(t)
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("a session on a channel that was taken away: %v", err)
+	}
+	if ports := h.Ports(id); len(ports) != 1 || ports[0].Channel != imprint.VirtioSerial || ports[0].Dialled {
+		t.Errorf("the ports are %+v", ports)
+	}
+}
+
+// The socket is the identity: it is never two instances'.
+func TestDialledSocketIsOneInstances(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	path := filepath.Join(runDir(t), "qemu.sock")
+	h, _ := start(t, w, runDir(t), dialling(path))
+	first := w.reserve("web-1")
+	waitPort(t, h, first, func(p host.Port) bool { return p.Problem != "" })
+	second := w.reserve("web-2")
+	taken := "dial " + path + ": it is the channel serial of instance " + string(first) + " already"
+	waitPort(t, h, second, func(p host.Port) bool { return p.Problem == taken })
+	w.delete(first)
+	waitPort(t, h, second, func(p host.Port) bool { return p.Problem == "dial "+path+": nobody listens there yet" })
 }
 
 func TestServeRefusesAChannelThatTheInstanceLacks(t *testing.T) {

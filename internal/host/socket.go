@@ -18,18 +18,12 @@ import (
 // Owner is who may open the sockets: the user that the hypervisor runs as.
 type Owner struct{ UID, GID int }
 
-// maxSocketPath is how many bytes a socket's path may have: sun_path in
+// MaxSocketPath is how many bytes a socket's path may have: sun_path in
 // unix(7) holds 108 with the final NUL.
-const maxSocketPath = 107
+const MaxSocketPath = 107
 
 // maxRunDir is what that leaves for the run directory.
-const maxRunDir = maxSocketPath - len("/00000000-0000-4000-8000-000000000000/virtio-serial.sock")
-
-// Pauses between two attempts to reach a socket.
-const (
-	dialPauseMin = 100 * time.Millisecond
-	dialPauseMax = 5 * time.Second
-)
+const maxRunDir = MaxSocketPath - len("/00000000-0000-4000-8000-000000000000/virtio-serial.sock")
 
 // lockName is the file that is locked while a process serves a run directory.
 const lockName = "lock"
@@ -205,7 +199,7 @@ func clearWay(path string, owner *Owner) error {
 	if err == nil {
 		conn.Close()
 		return imprint.Errorf(imprint.Conflict, "listen on", path, "another program listens there").
-			WithHint("stop it; if it is the hypervisor, let imprint dial the socket instead")
+			WithHint("stop it; if it is the hypervisor, let imprint dial the socket instead (dial in the server's configuration)")
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return imprint.Errorf(imprint.Conflict, "listen on", path, "another program may listen there: %w", err)
@@ -225,16 +219,4 @@ func dialGiven(path string, owner Owner) (net.Conn, error) {
 		return nil, err
 	}
 	return conn, errors.Join(err, os.Lchown(path, owner.UID, -1))
-}
-
-func dialSocket(ctx context.Context, path string) (net.Conn, error) {
-	if len(path) > maxSocketPath {
-		return nil, imprint.Errorf(imprint.Invalid, "dial", path, "%d bytes; a socket's path holds %d", len(path), maxSocketPath)
-	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
-	if err != nil {
-		return nil, imprint.Errorf(imprint.Unavailable, "dial", path, "%w", err)
-	}
-	return conn, nil
 }

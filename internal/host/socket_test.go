@@ -1,8 +1,6 @@
 package host
 
 import (
-	"errors"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -174,7 +172,7 @@ func TestRunDirectoryNameIsLimited(t *testing.T) {
 	if _, err := New(Config{RunDir: longest}); err != nil {
 		t.Errorf("the longest name: %v", err)
 	}
-	if n := len(socketPath(longest, imprint.NewInstanceID(), imprint.VirtioSerial)); n != maxSocketPath {
+	if n := len(socketPath(longest, imprint.NewInstanceID(), imprint.VirtioSerial)); n != MaxSocketPath {
 		t.Errorf("its socket's path has %d bytes", n)
 	}
 	for _, dir := range []string{longest + "d", "relative"} {
@@ -204,18 +202,6 @@ func TestRunDirectoryHasOneHost(t *testing.T) {
 		t.Fatalf("after the first has ended: %v", err)
 	}
 	unlock()
-}
-
-func TestDialLimitsPath(t *testing.T) {
-	t.Parallel()
-	_, err := dialSocket(t.Context(), "/"+strings.Repeat("d", maxSocketPath))
-	if imprint.KindOf(err) != imprint.Invalid {
-		t.Errorf("dial: %v", err)
-	}
-	var op *net.OpError
-	if _, err = dialSocket(t.Context(), "/nonexistent/sock"); !errors.As(err, &op) || imprint.KindOf(err) != imprint.Unavailable {
-		t.Errorf("dial: %v", err)
-	}
 }
 
 func wantMode(t *testing.T, path string, mode os.FileMode) {

@@ -2,7 +2,6 @@ package host
 
 import (
 	"context"
-	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -36,9 +35,15 @@ type unit struct {
 	delivered imprint.Generation            // guarded by mu; whose delivery is on record
 	ports     map[imprint.ChannelKind]*port // guarded by mu
 
-	// listeners has what ends each listener and removes its socket; it belongs
-	// to Run's goroutine.
-	listeners map[imprint.ChannelKind]func()
+	// ways has how each channel arrives; only Run's goroutine changes it, with mu held.
+	ways map[imprint.ChannelKind]*way
+}
+
+// way is how one channel arrives: by a socket on which this host listens, or by
+// one that it dials.
+type way struct {
+	dialled string // the socket to dial; "" if this host listens
+	stop    func() // ends it and returns when it has ended
 }
 
 // snapshot is an instance with everything that is rendered from it. It is never changed.
@@ -58,9 +63,9 @@ func newUnit(ctx context.Context, h *Host, id imprint.InstanceID) *unit {
 	return &unit{
 		host: h, id: id, log: h.c.Logger.With("instance", id), ctx: ctx, end: end,
 		notes: newNotes(), down: newQueue(), up: newQueue(),
-		changed:   make(chan struct{}),
-		ports:     map[imprint.ChannelKind]*port{},
-		listeners: map[imprint.ChannelKind]func(){},
+		changed: make(chan struct{}),
+		ports:   map[imprint.ChannelKind]*port{},
+		ways:    map[imprint.ChannelKind]*way{},
 	}
 }
 
@@ -151,34 +156,6 @@ func (u *unit) await(ctx context.Context, wanted func(*snapshot) bool) *snapshot
 	}
 }
 
-// port is where one of the instance's channels arrives. It has one session at a
-// time, and the newest connection wins: a hypervisor that was started again must
-// get through while the old one hangs or is being taken down. What connects by
-// mistake loses the port again when the hypervisor reconnects.
-type port struct {
-	mu      sync.Mutex
-	end     context.CancelCauseFunc // guarded by mu; of the session that has the port
-	settled chan struct{}           // guarded by mu; closed when that session is over
-}
-
-var errReplaced = errors.New("a newer connection has the port")
-
-// take ends the session that has the port, if any, waits for its end, and makes
-// the caller the one that has it until leave is called.
-func (p *port) take(ctx context.Context) (session context.Context, leave func()) {
-	session, end := context.WithCancelCause(ctx)
-	settled := make(chan struct{})
-	p.mu.Lock()
-	previousEnd, previous := p.end, p.settled
-	p.end, p.settled = end, settled
-	p.mu.Unlock()
-	if previous != nil {
-		previousEnd(errReplaced)
-		<-previous
-	}
-	return session, func() { end(nil); close(settled) }
-}
-
 // serve speaks with the guest over conn until that ends.
 func (u *unit) serve(ctx context.Context, kind imprint.ChannelKind, conn io.ReadWriteCloser) error {
 	channel, ok := imprint.ChannelOf(kind)
@@ -186,14 +163,7 @@ func (u *unit) serve(ctx context.Context, kind imprint.ChannelKind, conn io.Read
 		conn.Close()
 		return imprint.Errorf(imprint.Invalid, "serve", string(kind), "not a channel that serves a stream")
 	}
-	u.mu.Lock()
-	p := u.ports[kind]
-	if p == nil {
-		p = &port{}
-		u.ports[kind] = p
-	}
-	u.mu.Unlock()
-
+	p := u.port(kind)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(u.ctx, cancel)()
@@ -213,6 +183,8 @@ func (u *unit) serve(ctx context.Context, kind imprint.ChannelKind, conn io.Read
 	}
 	log := u.log.With("channel", kind)
 	log.InfoContext(ctx, "guest's port connected")
+	p.connect(true)
+	defer p.connect(false)
 	options := u.host.c.Session
 	options.Logger = log
 	err := triton.Serve(ctx, conn, &session{unit: u, channel: channel, log: log}, options)
@@ -223,26 +195,31 @@ func (u *unit) serve(ctx context.Context, kind imprint.ChannelKind, conn io.Read
 // bindPause is how long to wait before trying again to bind a socket.
 const bindPause = 5 * time.Second
 
-// listen makes the unit listen on the sockets of these channels and no others.
-func (u *unit) listen(kinds []imprint.ChannelKind) {
-	for kind, stop := range u.listeners {
-		if !slices.Contains(kinds, kind) {
-			stop()
-			delete(u.listeners, kind)
+// open makes the unit serve these channels and no others, each by the socket to
+// dial or, if that is "", by its own.
+func (u *unit) open(ways map[imprint.ChannelKind]string) {
+	for kind, w := range u.ways {
+		if dialled, wanted := ways[kind]; !wanted || dialled != w.dialled {
+			w.stop()
+			u.setWay(kind, nil)
 		}
 	}
-	for _, kind := range kinds {
-		if u.listeners[kind] != nil {
+	for kind, dialled := range ways {
+		if u.ways[kind] != nil {
+			continue
+		}
+		ctx, cancel := context.WithCancel(u.ctx)
+		done := make(chan struct{})
+		if dialled != "" {
+			u.setWay(kind, &way{dialled: dialled, stop: func() { cancel(); <-done }})
+			u.runs.Go(func() {
+				defer close(done)
+				u.dial(ctx, kind, dialled)
+			})
 			continue
 		}
 		path := u.host.Socket(u.id, kind)
-		ctx, cancel := context.WithCancel(u.ctx)
-		done := make(chan struct{})
-		u.listeners[kind] = func() {
-			cancel()
-			<-done
-			removeSocket(path)
-		}
+		u.setWay(kind, &way{stop: func() { cancel(); <-done; removeSocket(path) }})
 		// The first attempt is made here, so that the socket exists when this returns.
 		listener, err := bind(path, u.host.c.Owner)
 		u.runs.Go(func() {
@@ -252,14 +229,25 @@ func (u *unit) listen(kinds []imprint.ChannelKind) {
 	}
 }
 
+func (u *unit) setWay(kind imprint.ChannelKind, w *way) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if w == nil {
+		delete(u.ways, kind)
+	} else {
+		u.ways[kind] = w
+	}
+}
+
 // accept serves connections to path until ctx ends. It starts from what the
 // first attempt to bind gave.
 func (u *unit) accept(ctx context.Context, kind imprint.ChannelKind, path string, l *net.UnixListener, err error) {
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
-	logged := ""
+	p := u.port(kind)
 	for {
 		if err == nil {
+			p.trouble(nil)
 			stop := context.AfterFunc(ctx, func() { l.Close() })
 			for {
 				conn, aerr := l.Accept()
@@ -279,8 +267,7 @@ func (u *unit) accept(ctx context.Context, kind imprint.ChannelKind, path string
 		if ctx.Err() != nil {
 			return
 		}
-		if err.Error() != logged {
-			logged = err.Error()
+		if p.trouble(err) {
 			u.log.ErrorContext(ctx, "the guest's socket does not work", "channel", kind, "error", err, "hint", imprint.HintOf(err))
 		}
 		select {
