@@ -121,6 +121,16 @@ type Description struct {
 	Instance Instance        `json:"instance"`
 	Timeline []imprint.Event `json:"timeline"`
 	Missing  []string        `json:"missing,omitempty" doc:"Secret parameters whose values the serving host does not hold."`
+	Ports    []Port          `json:"ports,omitempty" doc:"The channels that the serving host speaks over."`
+}
+
+// Port says how one of an instance's channels arrives at its host.
+type Port struct {
+	Channel   imprint.ChannelKind `json:"channel"`
+	Socket    string              `json:"socket" doc:"The path of a unix socket on the host."`
+	Dialled   bool                `json:"dialled,omitempty" doc:"The hypervisor listens on the socket and imprint connects; else the other way round."`
+	Connected bool                `json:"connected,omitempty" doc:"A hypervisor is at the other end."`
+	Problem   string              `json:"problem,omitempty" doc:"Why the socket cannot be used at present."`
 }
 
 // Timeline is the kept part of an instance's events, oldest first.

@@ -70,7 +70,7 @@ kvm decides without probing.`,
 func (p *program) boot(ctx context.Context, ref string, o *bootOptions) error {
 	client := p.client()
 	defer client.Close()
-	one, err := client.Get(ctx, ref)
+	d, err := client.Describe(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -78,9 +78,15 @@ func (p *program) boot(ctx context.Context, ref string, o *bootOptions) error {
 	if err != nil {
 		return err
 	}
-	m, err := o.machineFor(one, info.Run)
+	m, err := o.machineFor(&d.Instance, info.Run)
 	if err != nil {
 		return err
+	}
+	for _, port := range d.Ports {
+		if port.Dialled && slices.ContainsFunc(m.Channels, func(c qemu.Channel) bool { return c.Kind == port.Channel }) {
+			return imprint.Errorf(imprint.Conflict, "boot", ref, "imprint dials %s for its channel %s, and does not listen", port.Socket, port.Channel).
+				WithHint("choose another channel with --channel, or take the socket out of dial in the server's configuration")
+		}
 	}
 	if m.Accel, err = (qemu.Probe{Kernel: o.kernel}).Accel(ctx); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 
@@ -46,6 +47,9 @@ func (p *program) configCommand() *cobra.Command {
 					row(w, "data", s.Data)
 					row(w, "run", s.Run)
 					row(w, "socket", s.Socket)
+					for _, d := range s.Dial {
+						row(w, "dial "+d.Channel, d.Socket+" for "+cmp.Or(d.Instance, "every instance"))
+					}
 					row(w, "check-in", orNone(s.CheckIn.Listen))
 					row(w, "operator", orNone(s.Operator))
 					if len(s.Store.Endpoints) == 0 {

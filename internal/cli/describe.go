@@ -40,6 +40,9 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 	row(w, "Host", i.Spec.Host)
 	row(w, "Certificate names", orNone(join(i.Spec.DNSNames, i.Spec.IPs)))
 	row(w, "Channels", orNone(join(i.Spec.Channels)))
+	for _, port := range d.Ports {
+		row(w, "Port", describePort(port))
+	}
 	for n, param := range i.Spec.Params {
 		label := ""
 		if n == 0 {
@@ -68,6 +71,20 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 	for _, ev := range d.Timeline {
 		row(w, when(ev.At), ev.Generation, ev.Kind, orNone(string(ev.Channel)), detail(ev.Detail))
 	}
+}
+
+func describePort(port api.Port) string {
+	if port.Problem != "" {
+		return fmt.Sprintf("%s: %s", port.Channel, port.Problem)
+	}
+	way, state := "listens on", "not connected"
+	if port.Dialled {
+		way = "dials"
+	}
+	if port.Connected {
+		state = "connected"
+	}
+	return fmt.Sprintf("%s: imprint %s %s; %s", port.Channel, way, port.Socket, state)
 }
 
 func describeParam(param imprint.Param, missing []string) string {

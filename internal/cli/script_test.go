@@ -54,8 +54,13 @@ func TestScripts(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			env.Defer(func() { os.RemoveAll(run); os.RemoveAll(guests) })
+			hypervisor, err := os.MkdirTemp("", "h")
+			if err != nil {
+				return err
+			}
+			env.Defer(func() { os.RemoveAll(run); os.RemoveAll(guests); os.RemoveAll(hypervisor) })
 			env.Setenv("RUN", run)
+			env.Setenv("HYPERVISOR", hypervisor)
 			env.Setenv("GUESTS", guests)
 			env.Setenv("IMPRINT_SOCKET", run+"/imprint.sock")
 			env.Setenv("DATA", env.WorkDir+"/data")
@@ -72,6 +77,7 @@ func TestScripts(t *testing.T) {
 			"halt":         func(ts *testscript.TestScript, _ bool, args []string) { end(ts, args, syscall.SIGTERM) },
 			"kill9":        func(ts *testscript.TestScript, _ bool, args []string) { end(ts, args, syscall.SIGKILL) },
 			"plug":         plug,
+			"hangup":       hangUp,
 			"waitfor":      waitFor,
 			"expand":       expand,
 			"flip":         flip,
@@ -195,12 +201,13 @@ func end(ts *testscript.TestScript, args []string, s syscall.Signal) {
 	}
 }
 
-// plug NAME DIR connects the instance's serial port to a machine whose root
-// directory is DIR, as a hypervisor would: the machine's ttyS1 is a terminal, and
-// the host's end is dialled again whenever it goes away.
+// plug NAME DIR [SOCKET] connects the instance's serial port to a machine whose
+// root directory is DIR, as a hypervisor would: the machine's ttyS1 is a terminal,
+// and the host's end is dialled again whenever it goes away. With a SOCKET the
+// hypervisor listens there instead.
 func plug(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) != 2 {
-		ts.Fatalf("usage: plug NAME DIR")
+	if len(args) != 2 && len(args) != 3 {
+		ts.Fatalf("usage: plug NAME DIR [SOCKET]")
 	}
 	client := api.NewUnix(ts.Getenv("IMPRINT_SOCKET"))
 	defer client.Close()
@@ -222,12 +229,37 @@ func plug(ts *testscript.TestScript, neg bool, args []string) {
 	if before := ports[args[0]]; before != nil {
 		before.stop()
 	}
-	port := newPort(os.NewFile(uintptr(fd), "pty"), filepath.Join(ts.Getenv("RUN"), string(one.ID), "serial.sock"))
+	socket := filepath.Join(ts.Getenv("RUN"), string(one.ID), "serial.sock")
+	open := func(context.Context) (net.Conn, error) { return net.Dial("unix", socket) }
+	if len(args) == 3 {
+		open = func(ctx context.Context) (net.Conn, error) { return acceptAt(ctx, args[2]) }
+	}
+	port := newPort(os.NewFile(uintptr(fd), "pty"), open)
 	ports[args[0]] = port
 	ts.Defer(func() {
 		port.stop()
 		slave.Close()
 	})
+}
+
+// acceptAt listens on socket until somebody connects.
+func acceptAt(ctx context.Context, socket string) (net.Conn, error) {
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	defer l.Close()
+	return l.Accept()
+}
+
+// hangup NAME ends the connection between the instance's serial port and the host.
+func hangUp(ts *testscript.TestScript, neg bool, args []string) {
+	port := ts.Value("ports").(map[string]*port)[args[0]]
+	if port == nil {
+		ts.Fatalf("%s is not plugged", args[0])
+	}
+	port.hangUp()
 }
 
 // port joins a terminal with a socket.
@@ -239,12 +271,12 @@ type port struct {
 	conn   net.Conn // guarded by mu; nil while nobody is at the host's end
 }
 
-func newPort(master *os.File, socket string) *port {
+func newPort(master *os.File, open func(context.Context) (net.Conn, error)) *port {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &port{master: master, cancel: cancel}
 	p.done.Go(func() { // down
 		for ctx.Err() == nil {
-			conn, err := net.Dial("unix", socket)
+			conn, err := open(ctx)
 			if err != nil {
 				time.Sleep(20 * time.Millisecond)
 				continue
@@ -280,6 +312,14 @@ func (p *port) use(conn net.Conn) {
 		p.conn.Close()
 	}
 	p.conn = conn
+}
+
+func (p *port) hangUp() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conn != nil {
+		p.conn.Close() // newPort's loop goes on
+	}
 }
 
 func (p *port) stop() {

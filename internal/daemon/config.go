@@ -37,6 +37,9 @@ type Config struct {
 	Group  string `yaml:"group"`
 	// GuestOwner is the user who runs the hypervisor and therefore owns the guest sockets.
 	GuestOwner string `yaml:"guestOwner"`
+	// Dial lists sockets on which a hypervisor listens; the first entry that fits
+	// an instance's channel counts.
+	Dial []DialConfig `yaml:"dial"`
 	// KeyFile holds the key-encryption keys.
 	KeyFile string `yaml:"keyFile"`
 	// Signer is the socket of "imprint sign"; empty keeps the issuing keys in this process.
@@ -211,7 +214,7 @@ func yamlFault(err error) string {
 // Check fills in what follows from other fields and refuses what cannot work.
 func (c Config) Check() (*Settings, error) {
 	s := &Settings{Config: c}
-	s.Tenancy = slices.Clone(c.Tenancy) // what is filled in stays out of c
+	s.Tenancy, s.Dial = slices.Clone(c.Tenancy), slices.Clone(c.Dial) // what is filled in stays out of c
 	if err := imprint.CheckDNSName("name", c.Name); err != nil {
 		return nil, err
 	}
@@ -238,7 +241,13 @@ func (c Config) Check() (*Settings, error) {
 	if (c.Store.Cert == "") != (c.Store.Key == "") {
 		return nil, imprint.Errorf(imprint.Invalid, "check", "store", "cert and key come together")
 	}
-	return s, s.checkTenants()
+	if err := s.checkTenants(); err != nil {
+		return nil, err
+	}
+	if err := s.checkDial(); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 func (s *Settings) checkTenants() error {
@@ -328,6 +337,11 @@ const ExampleConfig = `# imprint serve --config FILE. Every line shows its defau
 # signer: ""                          # socket of "imprint sign", which then holds the issuing keys
 # trustDomain: imprint.internal       # in the spiffe:// name of every certificate
 # operator: 127.0.0.1:9640            # /metrics, /healthz, /readyz; "" switches it off
+
+dial:                                 # where the hypervisor listens and imprint connects; the first that fits counts
+  # - channel: serial                 # or virtio-serial
+  #   socket: /run/qemu/{name}.sock   # {id}, {name} and {tenant} are the instance's
+  #   instance: ""                    # an ID, NAME or TENANT/NAME; "" is every instance with the channel
 
 checkIn:                              # EST, for machines whose payload came one way
   listen: ""                          # ":8443", say; "" switches it off

@@ -44,6 +44,24 @@ func TestTheExampleIsTheDefault(t *testing.T) {
 	}
 }
 
+// What the example says about dial is right, too, once it is no comment.
+func TestTheExamplesDialEntryIsValid(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "server.yaml")
+	text := regexp.MustCompile(`(?m)^  # (- channel|  socket|  instance):`).ReplaceAllString(daemon.ExampleConfig, "  $1:")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := daemon.ReadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Check()
+	if err != nil || !reflect.DeepEqual(s.Dial, []daemon.DialConfig{{Channel: "serial", Socket: "/run/qemu/{name}.sock"}}) {
+		t.Errorf("dial is %+v, %v", s, err)
+	}
+}
+
 // What follows from other fields is filled in.
 func TestCheckFillsIn(t *testing.T) {
 	t.Parallel()

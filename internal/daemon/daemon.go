@@ -156,7 +156,7 @@ func (d *Daemon) openHost() error {
 	}
 	name := imprint.HostName(d.settings.Name)
 	d.host, err = host.New(host.Config{
-		Name: name, RunDir: d.settings.Run, Owner: owner,
+		Name: name, RunDir: d.settings.Run, Owner: owner, Dial: d.settings.dialled,
 		Instances: placements{d.store, name},
 		Control:   d.measuredEngine(), Params: d.values, Secrets: d.values.secrets,
 		Facts: d.facts().of, Logger: d.Logger, Now: d.Now,
@@ -222,6 +222,7 @@ func (d *Daemon) openServer() error {
 		Credentials: &credentials{engine: d.engine, store: d.store, facts: d.facts(), now: d.Now},
 		Params:      &params{values: d.values, store: d.store, host: d.host},
 		Pipes:       pipes{d.host},
+		Ports:       ports{d.host},
 		Watcher:     watcher{d.store},
 		Authorities: trust{d.authorities},
 		RootKeys:    trust{d.authorities},

@@ -226,6 +226,16 @@ func (p pipes) Receive(ctx context.Context, id imprint.InstanceID) ([]byte, bool
 	return message, true, p.host.Acknowledge(id, imprint.DigestOf(message))
 }
 
+// ports are the sockets of the host role.
+type ports struct{ host *host.Host }
+
+func (p ports) Ports(_ context.Context, id imprint.InstanceID) (list []api.Port) {
+	for _, one := range p.host.Ports(id) {
+		list = append(list, api.Port(one))
+	}
+	return list
+}
+
 // receivePatience is how long an operator's receive waits for a message.
 const receivePatience = time.Second
 

@@ -110,13 +110,8 @@ func dialSocket(ctx context.Context, path string, owner *Owner) (*net.UnixConn, 
 	if len(path) > MaxSocketPath {
 		return nil, imprint.Errorf(imprint.Invalid, "dial", path, "%d bytes; a socket's path holds %d", len(path), MaxSocketPath)
 	}
-	for at := path; ; at = filepath.Dir(at) {
-		if err := checkPath(path, at, owner); err != nil {
-			return nil, err
-		}
-		if at == "/" {
-			break
-		}
+	if err := checkPath(path, path, owner); err != nil {
+		return nil, err
 	}
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
@@ -136,9 +131,14 @@ func dialSocket(ctx context.Context, path string, owner *Owner) (*net.UnixConn, 
 	return conn, nil
 }
 
-// checkPath returns an error unless at, which is path or a directory above it, can
-// be replaced by those only who run the hypervisor.
+// checkPath returns an error unless at, which is path or a directory above it, and
+// what is above at, can be replaced by those only who run the hypervisor.
 func checkPath(path, at string, owner *Owner) error {
+	if above := filepath.Dir(at); above != at {
+		if err := checkPath(path, above, owner); err != nil {
+			return err
+		}
+	}
 	info, err := os.Lstat(at)
 	if err != nil {
 		return dialError(path, err)

@@ -123,8 +123,6 @@ func TestDialRefusesAStranger(t *testing.T) {
 	}
 
 	wantDial(t, path, hypervisor, 0, "")
-	wantDial(t, path, nil, imprint.Conflict, path+" does not belong to root")
-	give(path, 0, 0)
 	wantDial(t, path, nil, imprint.Conflict, dir+" does not belong to root")
 	give(dir, 0, stranger)
 	if err := os.Chmod(dir, 0o770); err != nil {
@@ -132,6 +130,8 @@ func TestDialRefusesAStranger(t *testing.T) {
 	}
 	wantDial(t, path, nil, imprint.Conflict, "others can replace what is in "+dir)
 	give(dir, 0, 0)
+	wantDial(t, path, nil, imprint.Conflict, path+" does not belong to root")
+	give(path, 0, 0)
 	wantDial(t, path, nil, imprint.Conflict, fmt.Sprintf("user %d listens there", stranger))
 	wantDial(t, path, hypervisor, 0, "")
 }

@@ -9,6 +9,10 @@
 //	<run dir>/<instance id>/virtio-serial.sock
 //	<run dir>/<instance id>/serial.sock
 //
+// Where a platform insists on listening itself, the host dials its socket
+// instead. Who listens there is then taken for the guest, so it has to be the
+// hypervisor's user, at a path that nobody else can change.
+//
 // A guest that was told to expect the protocol waits for an answer for ever, so
 // the sockets exist as long as the instance does. After a restart they are bound
 // again before anything else happens; a hypervisor that is told to reconnect

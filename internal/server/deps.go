@@ -68,6 +68,12 @@ type Pipes interface {
 	Receive(ctx context.Context, id imprint.InstanceID) (message []byte, ok bool, err error)
 }
 
+// Ports tells how instances' channels arrive.
+type Ports interface {
+	// Ports returns those of an instance; none while its host cannot be reached.
+	Ports(ctx context.Context, id imprint.InstanceID) []api.Port
+}
+
 // Notice is one change in the store.
 type Notice struct {
 	Revision int64

@@ -219,6 +219,10 @@ func (w *world) PutSecret(_ context.Context, i *imprint.Instance, name string, v
 	return nil
 }
 
+func (w *world) Ports(context.Context, imprint.InstanceID) []api.Port {
+	return []api.Port{{Channel: imprint.Serial2, Socket: "/run/qemu/web-1.sock", Dialled: true, Problem: "nobody listens there yet"}}
+}
+
 func (w *world) Missing(_ context.Context, i *imprint.Instance) (names []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -371,7 +375,7 @@ func config(w *world, log io.Writer) Config {
 		"acme":    {Name: "acme", Domains: []string{"acme.example"}},
 	}
 	return Config{
-		Instances: w, Registry: w, Decisions: w, Credentials: w, Params: w, Pipes: w, Watcher: w, Authorities: w, RootKeys: w, Sealing: w, Log: w,
+		Instances: w, Registry: w, Decisions: w, Credentials: w, Params: w, Pipes: w, Ports: w, Watcher: w, Authorities: w, RootKeys: w, Sealing: w, Log: w,
 		Check: checkSpec,
 		Tenant: func(name imprint.TenantName) (imprint.Tenant, error) {
 			t, ok := tenants[name]

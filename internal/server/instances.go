@@ -87,7 +87,7 @@ func (s *Server) describe(ctx context.Context, in *InstanceRef) (*answer[api.Des
 		return nil, err
 	}
 	return &answer[api.Description]{api.Description{
-		Instance: api.FromInstance(i), Timeline: events, Missing: s.Params.Missing(ctx, i),
+		Instance: api.FromInstance(i), Timeline: events, Missing: s.Params.Missing(ctx, i), Ports: s.Ports.Ports(ctx, i.ID),
 	}}, nil
 }
 

@@ -25,6 +25,7 @@ type Config struct {
 	Credentials Credentials
 	Params      Params
 	Pipes       Pipes
+	Ports       Ports
 	Watcher     Watcher
 	Authorities Authorities
 	RootKeys    RootKeys
