@@ -176,14 +176,14 @@ func trusted(uid uint32, owner *Owner) bool {
 
 // listenerOf returns the user who listens at the other end of conn.
 func listenerOf(conn *net.UnixConn) (uid uint32, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0, imprint.Errorf(imprint.Internal, "look at", conn.RemoteAddr().String(), "%w", err)
-	}
 	var cred *unix.Ucred
-	var cerr error
-	err = raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err = errors.Join(err, cerr); err != nil {
+	raw, err := conn.SyscallConn()
+	if err == nil {
+		var cerr error
+		err = raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+		err = errors.Join(err, cerr)
+	}
+	if err != nil {
 		return 0, imprint.Errorf(imprint.Internal, "look at", conn.RemoteAddr().String(), "%w", err)
 	}
 	return cred.Uid, nil

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -134,4 +135,39 @@ func TestDialRefusesAStranger(t *testing.T) {
 	give(path, 0, 0)
 	wantDial(t, path, nil, imprint.Conflict, fmt.Sprintf("user %d listens there", stranger))
 	wantDial(t, path, hypervisor, 0, "")
+}
+
+// The packaged service may not pass over file modes; a group helps it.
+func TestDialSaysThatItMayNotConnect(t *testing.T) {
+	t.Parallel()
+	need.Root(t)
+	path := filepath.Join(shortDir(t), "sock")
+	listenAt(t, path)
+	if err := errors.Join(os.Chown(path, stranger, 0), os.Chmod(path, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	dial := func() error {
+		errs := make(chan error)
+		go func() {
+			runtime.LockOSThread() // for good: the thread ends with its capabilities
+			err := keepCapability(unix.CAP_CHOWN)
+			if err == nil {
+				var conn net.Conn
+				if conn, err = dialSocket(t.Context(), path, &Owner{UID: stranger, GID: stranger}); err == nil {
+					conn.Close()
+				}
+			}
+			errs <- err
+		}()
+		return <-errs
+	}
+	if err := dial(); imprint.KindOf(err) != imprint.Denied || !strings.Contains(imprint.HintOf(err), "add imprint to the group") {
+		t.Errorf("dial a socket that only its owner may write to: %v, hint %q", err, imprint.HintOf(err))
+	}
+	if err := os.Chmod(path, 0o775); err != nil { // root is in its group
+		t.Fatal(err)
+	}
+	if err := dial(); err != nil {
+		t.Errorf("dial a socket that the group may write to: %v", err)
+	}
 }

@@ -38,6 +38,17 @@ func TestBindMakesPrivateSocket(t *testing.T) {
 	wantMode(t, filepath.Dir(path), 0o700)
 }
 
+// keepCapability leaves this thread root with one capability and nothing else.
+func keepCapability(one int) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var have [2]unix.CapUserData
+	if err := unix.Capget(&header, &have[0]); err != nil {
+		return err
+	}
+	have[0].Effective, have[1].Effective = 1<<one, 0
+	return unix.Capset(&header, &have[0])
+}
+
 // As the packaged service the host is root with CAP_CHOWN and nothing else, and
 // may not even connect to the sockets that it gave away before its restart.
 func TestBindTakesBackWhatItGave(t *testing.T) {
@@ -48,13 +59,7 @@ func TestBindTakesBackWhatItGave(t *testing.T) {
 	go func() {
 		runtime.LockOSThread() // for good: the thread ends with its capabilities
 		errs <- func() error {
-			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-			var have [2]unix.CapUserData
-			if err := unix.Capget(&header, &have[0]); err != nil {
-				return err
-			}
-			have[0].Effective, have[1].Effective = 1<<unix.CAP_CHOWN, 0
-			if err := unix.Capset(&header, &have[0]); err != nil {
+			if err := keepCapability(unix.CAP_CHOWN); err != nil {
 				return err
 			}
 			first, err := bind(path, owner)

@@ -84,6 +84,9 @@ func TestCreate(t *testing.T) {
 	if len(d.Timeline) != 1 || !strings.HasPrefix(d.Timeline[0].Detail["by"], "uid ") {
 		t.Errorf("timeline: %+v", d.Timeline)
 	}
+	if want := (&world{}).Ports(ctx, i.ID); !slices.Equal(d.Ports, want) {
+		t.Errorf("ports %+v, want %+v", d.Ports, want)
+	}
 	shown, _ := json.Marshal(d)
 	for _, canary := range []string{"canary", "tokenHash"} {
 		if bytes.Contains(shown, []byte(canary)) || strings.Contains(r.log.String(), canary) {
