@@ -21,6 +21,7 @@ const (
 	EventRead      EventKind = "read" // a private or secret value was read
 	EventClosed    EventKind = "closed"
 	EventRenewed   EventKind = "renewed"
+	EventSSHHost   EventKind = "ssh-host" // a machine asked for a certificate for its SSH host key
 	EventRefused   EventKind = "refused" // a request was turned down
 	EventContested EventKind = "contested"
 	EventRevoked   EventKind = "revoked"

@@ -33,4 +33,10 @@
 // cannot take a machine down. Evidence is weighed before anything that depends
 // on the state, so that a stranger learns nothing either, and notes are rationed,
 // so that he cannot fill the store or push the story off the timeline.
+//
+// # SSH host keys
+//
+// A host vouches for the SSH host key that comes with a request up its channel.
+// Over the network the enrolled certificate vouches: a machine that shows it may
+// have its SSH host key certified, see [Engine.CertifySSHHost].
 package enrol

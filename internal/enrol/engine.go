@@ -152,7 +152,9 @@ func (e *Engine) Report(ctx context.Context, r imprint.Report) error {
 
 // Authenticate returns the instance that a verified certificate names, if the
 // certificate is one of its present generation's, has not ended and was not
-// revoked; else it fails with kind Denied.
+// revoked; else it fails with kind Denied. To the holder of the claimed key, who
+// may know, it fails with Contested or Conflict if the generation is over, and
+// returns the instance too.
 func (e *Engine) Authenticate(ctx context.Context, who imprint.Identity) (*imprint.Instance, error) {
 	inst, err := e.Store.Instance(ctx, who.Instance)
 	if err == nil {
@@ -163,7 +165,10 @@ func (e *Engine) Authenticate(ctx context.Context, who imprint.Identity) (*impri
 	if err != nil {
 		e.Logger.LogAttrs(ctx, slog.LevelInfo, "certificate refused", slog.String("instance", string(who.Instance)),
 			slog.String("serial", string(who.Serial)), slog.Any("reason", err))
-		return nil, err
+		if imprint.KindOf(err) == imprint.Denied {
+			inst = nil
+		}
+		return inst, err
 	}
 	return inst, nil
 }

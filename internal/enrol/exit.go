@@ -49,14 +49,19 @@ func sameGeneration(i *imprint.Instance, op string, said imprint.Generation) err
 // has passed expires here, with what that writes.
 func ended(i *imprint.Instance, now time.Time) (imprint.Change, error) {
 	change := expire(i, now)
+	return change, over(i)
+}
+
+// over says how i's generation ended, or returns nil while it has not.
+func over(i *imprint.Instance) error {
 	switch i.Enrolment.State {
 	case imprint.InDispute:
-		return change, contested(i)
+		return contested(i)
 	case imprint.Revoked, imprint.Expired:
-		return change, imprint.Errorf(imprint.Conflict, "enrol", i.Ref(), "generation %d is %s: %s", i.Generation, i.Enrolment.State, i.Enrolment.Reason).
+		return imprint.Errorf(imprint.Conflict, "enrol", i.Ref(), "generation %d is %s: %s", i.Generation, i.Enrolment.State, i.Enrolment.Reason).
 			WithHint("start a new generation: imprint rebirth %s", i.Ref())
 	}
-	return change, nil
+	return nil
 }
 
 // expire ends a reservation that nobody claimed in time, else it keeps i.

@@ -174,9 +174,11 @@ func authenticate(i *imprint.Instance, who imprint.Identity, now time.Time) erro
 		return denied("the certificate is of tenant %s", who.Tenant)
 	case who.Generation != i.Generation:
 		return denied("the certificate is of generation %d, the instance is in generation %d", who.Generation, i.Generation)
-	case !e.State.Open():
-		return denied("generation %d is %s", i.Generation, e.State)
-	case e.Claim == nil || e.Claim.Key != who.Key || !holds(e, who.Serial, now):
+	case e.Claim == nil || e.Claim.Key != who.Key:
+		return denied("its key is not the one of generation %d", i.Generation)
+	case !e.State.Open(): // told only to the holder of the claimed key
+		return over(i)
+	case !holds(e, who.Serial, now):
 		return denied("serial %s is not one of its certificates that are valid", who.Serial)
 	}
 	return nil

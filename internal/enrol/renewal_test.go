@@ -60,8 +60,8 @@ func TestRenewal(t *testing.T) {
 			if got := slices.Collect(maps.Keys(w.store.revoked)); len(got) != 2 {
 				t.Errorf("revoked %v", got)
 			}
-			wantKind(t, usable(old.Serial), imprint.Denied)
-			wantKind(t, usable(next.Serial), imprint.Denied)
+			wantKind(t, usable(old.Serial), imprint.Conflict) // it holds the claimed key, so it is told
+			wantKind(t, usable(next.Serial), imprint.Conflict)
 		})
 	}
 }
