@@ -2,6 +2,7 @@ package est
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"strings"
 
@@ -31,6 +32,36 @@ func (s *Server) ready(c *call) error {
 		return err
 	}
 	c.reply.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// sshCertificate answers POST ssh-certificate, whose body is the machine's SSH
+// host public key, with the SSH host certificate in authorized_keys form.
+func (s *Server) sshCertificate(c *call) error {
+	body, err := readBody(c, imprint.MaxSSHKeyLen)
+	if err != nil {
+		return err
+	}
+	inst, err := s.engine.CertifySSHHost(c.Context(), c.identity, string(body))
+	switch imprint.KindOf(err) {
+	case imprint.Invalid:
+		return &refusal{http.StatusBadRequest, "the body is not an SSH host public key that can be certified: " +
+			"send one line of an ssh_host_*_key.pub file of type Ed25519, ECDSA on P-256 or P-384, or RSA of 3072 bits or more"}
+	case imprint.Conflict:
+		if end := endOf(inst); end != nil {
+			return end
+		}
+		return &refusal{http.StatusConflict, "the SSH host key changed too often; the next change is possible when an earlier certificate has ended"}
+	}
+	if err != nil {
+		return err
+	}
+	cert := inst.Enrolment.Certificate
+	if cert == nil || cert.SSH == "" {
+		return imprint.Errorf(imprint.Internal, "certify SSH host key of", inst.Ref(), "granted without a certificate")
+	}
+	c.reply.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	io.WriteString(c.reply, cert.SSH+"\n")
 	return nil
 }
 

@@ -41,7 +41,7 @@ func TestAccess(t *testing.T) {
 			t.Errorf("%s is open", route.Pattern)
 		}
 	}
-	if closed != 7 {
+	if closed != 8 {
 		t.Errorf("%d patterns need a certificate", closed)
 	}
 }
@@ -91,6 +91,41 @@ func TestConfirmAndReady(t *testing.T) {
 		if s := e.get(inst.ID).Enrolment.State; s != step.want {
 			t.Errorf("after %s: %s", step.path, s)
 		}
+	}
+}
+
+// TestSSHCertificate: an enrolled machine posts its host key, as ssh-keygen wrote
+// it, and gets the certificate; again, if the reply was lost.
+func TestSSHCertificate(t *testing.T) {
+	t.Parallel()
+	const path = own + "ssh-certificate"
+	e := serve(t, newSite(t, "default"), nil)
+	inst, cert := e.enrol(t, "default", "web-1", nil)
+	c := e.client(t, "default", cert)
+	for range 2 {
+		r := post(t, c, "default", path, "", "", "ssh-ed25519 AAAA1 root@web-1\n")
+		if r.status != http.StatusOK || r.body != "certificate for ssh-ed25519 AAAA1 root@web-1\n" {
+			t.Fatalf("status %d, %q", r.status, r.body)
+		}
+	}
+	for _, tt := range []struct {
+		name, body string
+		status     int
+		says       string
+	}{
+		{"not a key", "-----BEGIN OPENSSH PRIVATE KEY-----", http.StatusBadRequest, "ssh_host_*_key.pub"},
+		{"empty", "", http.StatusBadRequest, "ssh_host_*_key.pub"},
+		{"too large", strings.Repeat("x", imprint.MaxSSHKeyLen+1), http.StatusRequestEntityTooLarge, "larger than 8192"},
+		{"another", "ssh-ed25519 AAAA2", http.StatusOK, "AAAA2"},
+		{"one too many", "ssh-ed25519 AAAA3", http.StatusConflict, "too often"},
+	} {
+		if r := post(t, c, "default", path, "", "", tt.body); r.status != tt.status || !strings.Contains(r.body, tt.says) {
+			t.Errorf("%s: status %d, %q", tt.name, r.status, r.body)
+		}
+	}
+	e.change(inst.ID, func(i *imprint.Instance) { i.Enrolment.State = imprint.Revoked })
+	if r := post(t, c, "default", path, "", "", "ssh-ed25519 AAAA2"); r.status != http.StatusConflict || !strings.Contains(r.body, "was revoked") {
+		t.Errorf("revoked: status %d, %q", r.status, r.body)
 	}
 }
 
@@ -193,7 +228,6 @@ func TestStaleCertificates(t *testing.T) {
 		change func(*imprint.Instance)
 		config func(*est.Config)
 	}{
-		"revoked":      {change: func(i *imprint.Instance) { i.Enrolment.State = imprint.Revoked }},
 		"next life":    {change: func(i *imprint.Instance) { i.Generation = 2 }},
 		"replaced":     {change: func(i *imprint.Instance) { i.Enrolment.Certificate.Serial = "1" }},
 		"moved tenant": {config: func(cfg *est.Config) { cfg.Authority = elsewhere{cfg.Authority} }},

@@ -9,6 +9,7 @@
 //	GET  /.well-known/imprint/v1/state             certificate   where the enrolment stands
 //	POST /.well-known/imprint/v1/confirm           certificate   "I hold key and certificate"
 //	POST /.well-known/imprint/v1/ready             certificate   "I have all I need"
+//	POST /.well-known/imprint/v1/ssh-certificate   certificate   SSH host key in, its certificate out
 //	GET  /.well-known/imprint/v1/params[/NAME]     certificate   parameters
 //	GET  /crl/TENANT.crl                           anyone        the revocation list
 //

@@ -56,8 +56,13 @@ func (s *Server) simpleEnroll(c *call) error {
 			Instance: id, Tenant: c.tenant.name, Profile: c.PathValue("label"), Channel: imprint.NetworkEST, CSR: csr, Token: token,
 		})
 	}
-	switch imprint.KindOf(err) {
+	switch kind := imprint.KindOf(err); kind {
 	case imprint.NotFound, imprint.Denied, imprint.Conflict, imprint.Contested:
+		if kind == imprint.Conflict || kind == imprint.Contested { // the engine found evidence
+			if end := endOf(inst); end != nil && isClaimant(inst, csr) {
+				return end
+			}
+		}
 		// To somebody without a certificate all of them look like a wrong token:
 		// which instances there are and how they fare is not for guessers.
 		return imprint.Errorf(imprint.Unauthorized, "enrol", user, "%w", err)
@@ -66,6 +71,15 @@ func (s *Server) simpleEnroll(c *call) error {
 		return err
 	}
 	return writeIssued(c, inst)
+}
+
+// isClaimant reports whether csr is of the key that claimed inst. Its signature
+// was checked. Who has a right token for another key is not told how things are:
+// he may have found it.
+func isClaimant(inst *imprint.Instance, csr []byte) bool {
+	req, err := x509.ParseCertificateRequest(csr)
+	claim := inst.Enrolment.Claim
+	return err == nil && claim != nil && claim.Key == imprint.KeyIDOf(req.RawSubjectPublicKeyInfo)
 }
 
 // simpleReenroll answers POST simplereenroll (RFC 7030 section 4.2.2). A

@@ -245,8 +245,47 @@ func TestContested(t *testing.T) {
 	if r.status != http.StatusUnauthorized || e.get(inst.ID).Enrolment.State != imprint.InDispute {
 		t.Errorf("second key: status %d, now %s", r.status, e.get(inst.ID).Enrolment.State)
 	}
-	if r := get(t, e.client(t, "default", cert), "default", "/.well-known/imprint/v1/state"); r.status != http.StatusForbidden {
-		t.Errorf("the first machine, contested: status %d", r.status)
+	if r := get(t, e.client(t, "default", cert), "default", "/.well-known/imprint/v1/state"); r.status != http.StatusConflict || !strings.Contains(r.body, "contested") {
+		t.Errorf("the first machine, contested: status %d, %q", r.status, r.body)
+	}
+}
+
+// TestClaimantLearnsTheEnd: the key that claimed is told how the enrolment ended,
+// with its certificate or its request. Others, with a right token or a wrong
+// one, hear what an unknown instance hears.
+func TestClaimantLearnsTheEnd(t *testing.T) {
+	t.Parallel()
+	for state, says := range map[imprint.State]string{imprint.Revoked: "was revoked", imprint.InDispute: "is contested"} {
+		t.Run(string(state), func(t *testing.T) {
+			t.Parallel()
+			e := serve(t, newSite(t, "default"), nil)
+			inst, token := e.reserve("default", "web-1", nil)
+			key := newKey(t)
+			c := e.client(t, "default", nil)
+			leaf := certificates(t, post(t, c, "default", enrolPath, "web-1", token, request(t, key)))[0]
+			e.change(inst.ID, func(i *imprint.Instance) { i.Enrolment.State = state })
+			with := e.client(t, "default", &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key})
+
+			for name, r := range map[string]reply{
+				"its certificate": get(t, with, "default", own+"state"),
+				"its request":     post(t, c, "default", enrolPath, "web-1", token, request(t, key)),
+			} {
+				if r.status != http.StatusConflict || !strings.Contains(r.body, says) {
+					t.Errorf("%s: status %d, %q", name, r.status, r.body)
+				}
+			}
+			unknown := post(t, c, "default", enrolPath, string(imprint.NewInstanceID()), token, request(t, newKey(t)))
+			for name, r := range map[string]reply{
+				"another key, right token": post(t, c, "default", enrolPath, "web-1", token, request(t, newKey(t))),
+				"another key, wrong token": post(t, c, "default", enrolPath, "web-1", "guess", request(t, newKey(t))),
+				"its key, wrong token":     post(t, c, "default", enrolPath, "web-1", "guess", request(t, key)),
+				"its key, another label":   post(t, c, "default", "/.well-known/est/router/simpleenroll", "web-1", token, request(t, key)),
+			} {
+				if r.status != http.StatusUnauthorized || r.body != unknown.body {
+					t.Errorf("%s: status %d, %q", name, r.status, r.body)
+				}
+			}
+		})
 	}
 }
 

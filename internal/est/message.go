@@ -44,19 +44,28 @@ func readRequest(c *call) ([]byte, error) {
 			return nil, &refusal{http.StatusUnsupportedMediaType, "send the request as Content-Type application/pkcs10"}
 		}
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(c.reply, c.Body, MaxBody))
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
-		return nil, &refusal{http.StatusRequestEntityTooLarge, "the body is larger than " + strconv.Itoa(MaxBody) + " bytes"}
-	case err != nil:
-		return nil, &refusal{http.StatusBadRequest, "the body ended early"}
+	body, err := readBody(c, MaxBody)
+	if err != nil {
+		return nil, err
 	}
 	der, reason := decodeRequest(body)
 	if reason != "" {
 		return nil, &refusal{http.StatusBadRequest, reason}
 	}
 	return der, nil
+}
+
+// readBody returns c's body of at most limit bytes.
+func readBody(c *call, limit int64) ([]byte, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(c.reply, c.Body, limit))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, &refusal{http.StatusRequestEntityTooLarge, "the body is larger than " + strconv.FormatInt(limit, 10) + " bytes"}
+	case err != nil:
+		return nil, &refusal{http.StatusBadRequest, "the body ended early"}
+	}
+	return body, nil
 }
 
 // pemType is the label of a PKCS #10 request (RFC 7468 section 7).

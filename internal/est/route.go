@@ -49,6 +49,7 @@ func routes() []route {
 		{own("GET", "state"), certificate, (*Server).state},
 		{own("POST", "confirm"), certificate, (*Server).confirm},
 		{own("POST", "ready"), certificate, (*Server).ready},
+		{own("POST", "ssh-certificate"), certificate, (*Server).sshCertificate},
 		{own("GET", "params"), certificate, (*Server).listParams},
 		{own("GET", "params/{name}"), certificate, (*Server).param},
 		{[]string{"GET " + crlPath + "{file}"}, anyone, (*Server).crl},
@@ -120,6 +121,9 @@ func (s *Server) authenticate(c *call) error {
 		return imprint.Errorf(imprint.Denied, "authenticate", string(id.Instance), "certificate of tenant %s at tenant %s", id.Tenant, c.tenant.name)
 	}
 	inst, err := s.engine.Authenticate(ctx, id)
+	if end := endOf(inst); err != nil && end != nil {
+		return end
+	}
 	if imprint.KindOf(err) == imprint.NotFound { // deleted; not to be taken for a path that is not there
 		return imprint.Errorf(imprint.Denied, "authenticate", string(id.Instance), "%w", err)
 	}
@@ -149,6 +153,21 @@ type refusal struct {
 }
 
 func (r *refusal) Error() string { return r.text }
+
+// endOf tells a machine how its enrolment ended, or returns nil if it has not,
+// or if there is no inst. It is for whoever proved to have the key that claimed.
+func endOf(inst *imprint.Instance) error {
+	if inst == nil {
+		return nil
+	}
+	switch inst.Enrolment.State {
+	case imprint.InDispute:
+		return &refusal{http.StatusConflict, "the enrolment is contested: a second key claimed this machine, and what was issued is revoked; the operator can see who"}
+	case imprint.Revoked:
+		return &refusal{http.StatusConflict, "the enrolment was revoked; the machine needs a new generation"}
+	}
+	return nil // an expired one was never claimed
+}
 
 // answers maps what the engine and its neighbours say to HTTP. Their own words
 // stay inside: the timeline tells the operator what the wire does not.

@@ -18,15 +18,23 @@ type Engine interface {
 	// while an operator has to approve; with Unauthorized if the token is wrong,
 	// or missing where one is needed; with
 	// Invalid for a request that can never be granted; with Contested, Conflict or
-	// Denied where the enrolment's state forbids it.
+	// Denied where the enrolment's state forbids it. With Contested and Conflict,
+	// which whoever has no evidence does not get to, it returns the instance too.
 	Enrol(context.Context, imprint.Submission) (*imprint.Instance, error)
 	// Report records what a machine says. It fails with kind Conflict if the
 	// enrolment's state does not allow it.
 	Report(context.Context, imprint.Report) error
 	// Authenticate returns the instance that a verified certificate names, if that
 	// certificate is alive: issued to the present generation and not revoked. It
-	// fails with kind Denied, or with NotFound if the instance was deleted.
+	// fails with kind Denied, or with NotFound if the instance was deleted. If the
+	// certificate is for the key that claimed, and the generation is over, it fails
+	// with Contested or Conflict and returns the instance too.
 	Authenticate(context.Context, imprint.Identity) (*imprint.Instance, error)
+	// CertifySSHHost returns the instance that a verified certificate names with
+	// an SSH host certificate for the key in line, which is in authorized_keys
+	// form. Repeating it is harmless. It fails with kind Invalid if the key cannot
+	// be certified, with Conflict if it changes too often, and as Authenticate does.
+	CertifySSHHost(ctx context.Context, who imprint.Identity, line string) (*imprint.Instance, error)
 }
 
 // Instances finds reservations.

@@ -178,12 +178,19 @@ func (s *site) Enrol(_ context.Context, sub imprint.Submission) (*imprint.Instan
 	if req.CheckSignature() != nil {
 		return fail(imprint.Invalid, "broken signature")
 	}
+	over := func(kind imprint.Kind, why string) (*imprint.Instance, error) {
+		_, err := fail(kind, why)
+		c := *inst
+		return &c, err
+	}
 	switch {
+	case e.State == imprint.InDispute:
+		return over(imprint.Contested, "contested")
 	case !e.State.Open():
-		return fail(imprint.Conflict, "state "+string(e.State))
+		return over(imprint.Conflict, "state "+string(e.State))
 	case e.Claim != nil && e.Claim.Key != key:
 		e.State = imprint.InDispute
-		return fail(imprint.Contested, "second key")
+		return over(imprint.Contested, "second key")
 	case e.Claim == nil:
 		e.State, e.Claim = imprint.Claimed, &imprint.Claim{Key: key, NeedsApproval: inst.Spec.Policy.Approval}
 	}
@@ -247,11 +254,38 @@ func (s *site) Authenticate(_ context.Context, id imprint.Identity) (*imprint.In
 	if inst == nil {
 		return nil, imprint.Errorf(imprint.NotFound, "authenticate", string(id.Instance), "no such instance")
 	}
+	if claim := inst.Enrolment.Claim; !inst.Enrolment.State.Open() && claim != nil && claim.Key == id.Key && id.Generation == inst.Generation {
+		c := *inst
+		return &c, imprint.Errorf(imprint.Conflict, "authenticate", string(id.Instance), "state %s", inst.Enrolment.State)
+	}
 	if !inst.Enrolment.State.Open() || id.Generation != inst.Generation ||
 		inst.Enrolment.Certificate == nil || inst.Enrolment.Certificate.Serial != id.Serial {
 		return nil, imprint.Errorf(imprint.Denied, "authenticate", string(id.Instance), "serial %s is not alive", id.Serial)
 	}
 	c := *inst
+	return &c, nil
+}
+
+// CertifySSHHost certifies a key until the machine has had two others.
+func (s *site) CertifySSHHost(ctx context.Context, id imprint.Identity, line string) (*imprint.Instance, error) {
+	inst, err := s.Authenticate(ctx, id)
+	if err != nil {
+		return inst, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := &s.instances[id.Instance].Enrolment
+	line = strings.TrimSpace(line)
+	switch {
+	case !strings.HasPrefix(line, "ssh-ed25519 "):
+		return nil, imprint.Errorf(imprint.Invalid, "certify", string(id.Instance), "not a key")
+	case e.Claim.SSHHost != line && len(e.Earlier) == 2:
+		return inst, imprint.Errorf(imprint.Conflict, "certify", string(id.Instance), "too many")
+	case e.Claim.SSHHost != line:
+		e.Earlier = append(e.Earlier, imprint.Lifespan{})
+		e.Claim.SSHHost, e.Certificate.SSH = line, "certificate for "+line
+	}
+	c := *s.instances[id.Instance]
 	return &c, nil
 }
 
