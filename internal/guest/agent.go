@@ -363,7 +363,7 @@ func (a *Agent) complete(ctx context.Context, l link, rec *record, cred *credent
 	if err := a.boundary("parameters"); err != nil {
 		return err
 	}
-	if err := a.apply(ctx, l, rec); err != nil {
+	if err := a.apply(ctx, l, rec, cred); err != nil {
 		return err
 	}
 	if err := a.boundary("applied"); err != nil {

@@ -13,7 +13,7 @@ import (
 
 // apply puts the CA and the SSH host certificate where the platform's own
 // programs look for them. It may be repeated.
-func (a *Agent) apply(ctx context.Context, l link, rec *record) error {
+func (a *Agent) apply(ctx context.Context, l link, rec *record, cred *credential) error {
 	if err := writeIfChanged(a.layout.CA(), []byte(rec.Payload.CA)); err != nil {
 		return err
 	}
@@ -22,12 +22,16 @@ func (a *Agent) apply(ctx context.Context, l link, rec *record) error {
 			return err
 		}
 	}
-	certifier, ok := l.(sshCertifier)
-	if !ok || a.sshHostKey() == "" {
+	key := a.sshHostKey()
+	if key == "" {
 		return nil
 	}
-	cert, err := certifier.SSHCertificate(ctx)
-	if imprint.KindOf(err) == imprint.NotFound {
+	cert, err := l.SSHCertificate(ctx, cred, key)
+	switch imprint.KindOf(err) {
+	case imprint.NotFound:
+		return nil
+	case imprint.Conflict, imprint.Denied: // no reason to go without the rest
+		a.console.About("ssh", "the SSH host key was not certified: %v", err)
 		return nil
 	}
 	if err != nil {

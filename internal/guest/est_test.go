@@ -32,6 +32,8 @@ type fakeEndpoint struct {
 	host  *fakeHost
 	token string // "" once it is spent
 	down  bool   // answers 503
+	// refusesSSH is the status with which SSH host keys are refused, if not 0.
+	refusesSSH int
 }
 
 func newFakeEndpoint(t *testing.T, host *fakeHost) *fakeEndpoint {
@@ -66,6 +68,15 @@ func newFakeEndpoint(t *testing.T, host *fakeHost) *fakeEndpoint {
 		}
 	}))
 	mux.HandleFunc("POST /.well-known/imprint/v1/ready", e.authenticated(func(w http.ResponseWriter, _ *http.Request) { host.close() }))
+	mux.HandleFunc("POST /.well-known/imprint/v1/ssh-certificate", e.authenticated(func(w http.ResponseWriter, r *http.Request) {
+		key, _ := io.ReadAll(r.Body)
+		if e.refusesSSH != 0 {
+			http.Error(w, "not this key", e.refusesSSH)
+			return
+		}
+		host.ssh = strings.TrimSpace(string(key))
+		io.WriteString(w, "ssh-ed25519-cert-v01@openssh.com AAAAcert-for-"+host.ssh+"\n")
+	}))
 	mux.HandleFunc("GET /.well-known/imprint/v1/params", e.authenticated(func(w http.ResponseWriter, _ *http.Request) {
 		b, _ := host.paramList()
 		w.Write(b)
@@ -265,6 +276,71 @@ func TestRenewsOverEST(t *testing.T) {
 	}
 	if again, renewed, err := agent().Renew(context.Background()); err != nil || renewed || again != serial {
 		t.Errorf("a renewal that is not due: %s, %v, %v", again, renewed, err)
+	}
+}
+
+// The SSH host key is certified once the machine has its own certificate, again
+// with every renewal, and for whatever key the machine has then.
+func TestSSHHostCertificateOverEST(t *testing.T) {
+	t.Parallel()
+	const public, certificate = "etc/ssh/ssh_host_ed25519_key.pub", "etc/ssh/ssh_host_ed25519_key-cert.pub"
+	host := newFakeHost(t)
+	m, agent := oneWay(t, host, newFakeEndpoint(t, host))
+	m.write(public, "ssh-ed25519 AAAAfirst root@image\n", 0o644)
+	m.write("etc/ssh/sshd_config.d/other.conf", "", 0o644)
+	if err := m.run(agent()); err != nil {
+		t.Fatalf("%v\n%s", err, m.said())
+	}
+	if got := m.read(certificate); got != "ssh-ed25519-cert-v01@openssh.com AAAAcert-for-ssh-ed25519 AAAAfirst\n" {
+		t.Errorf("the certificate is %q", got)
+	}
+	if got := m.read("etc/ssh/sshd_config.d/imprint.conf"); !strings.Contains(got, "\nHostCertificate /"+certificate+"\n") {
+		t.Errorf("sshd is told %q", got)
+	}
+	m.write(public, "ssh-ed25519 AAAAsecond root@web-1\n", 0o644)
+	m.advance(5 * 24 * time.Hour)
+	if _, renewed, err := agent().Renew(context.Background()); err != nil || !renewed {
+		t.Fatalf("%v, %v", renewed, err)
+	}
+	if got := m.read(certificate); !strings.HasSuffix(got, "AAAAsecond\n") {
+		t.Errorf("after the renewal the certificate is %q", got)
+	}
+}
+
+// A server that does not certify SSH host keys, or not this one, does not keep
+// the machine from its own certificate.
+func TestSSHHostRefusalOverEST(t *testing.T) {
+	t.Parallel()
+	for status, says := range map[int]string{
+		http.StatusNotFound: "", http.StatusBadRequest: "was not certified", http.StatusConflict: "was not certified",
+	} {
+		host := newFakeHost(t)
+		e := newFakeEndpoint(t, host)
+		e.refusesSSH = status
+		m, agent := oneWay(t, host, e)
+		m.write("etc/ssh/ssh_host_ed25519_key.pub", "ssh-ed25519 AAAAkey\n", 0o644)
+		if err := m.run(agent()); err != nil || host.state != imprint.Closed || !strings.Contains(m.said(), says) {
+			t.Errorf("%d: %v, %s\n%s", status, err, host.state, m.said())
+		}
+		if _, err := os.Stat(filepath.Join(m.root, "etc/ssh/ssh_host_ed25519_key-cert.pub")); err == nil {
+			t.Errorf("%d: something was installed", status)
+		}
+	}
+}
+
+// How the enrolment ended is said as the endpoint put it, and ends the agent.
+func TestTheEndpointsSentenceIsShown(t *testing.T) {
+	t.Parallel()
+	host := newFakeHost(t)
+	m, agent := oneWay(t, host, newFakeEndpoint(t, host))
+	if err := m.run(agent()); err != nil {
+		t.Fatal(err)
+	}
+	host.do(func() { host.state = imprint.Revoked })
+	m.advance(5 * 24 * time.Hour)
+	_, _, err := agent().Renew(context.Background())
+	if err == nil || !strings.Contains(err.Error(), "revoked") || strings.Contains(err.Error(), "contested") || exitCode(err) != ExitRefused {
+		t.Errorf("Renew = %v", err)
 	}
 }
 

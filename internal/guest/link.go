@@ -23,6 +23,10 @@ type enroller interface {
 	Enrol(ctx context.Context, req request, current *credential) ([]*x509.Certificate, error)
 	// Confirm proves possession of the credential's key and receipt of its certificate.
 	Confirm(ctx context.Context, cred *credential) error
+	// SSHCertificate returns the certificate for an SSH host key, both in
+	// authorized_keys form: kind [imprint.NotFound] if none was issued, and
+	// [imprint.Conflict] or [imprint.Denied] if imprint does not certify the key.
+	SSHCertificate(ctx context.Context, cred *credential, key string) ([]byte, error)
 	// Ready says that the machine has all it needs.
 	Ready(ctx context.Context, cred *credential) error
 }
@@ -40,13 +44,6 @@ type link interface {
 	enroller
 	paramReader
 	Close() error
-}
-
-// sshCertifier is a link that also delivers SSH host certificates.
-type sshCertifier interface {
-	// SSHCertificate returns the certificate in authorized_keys form: kind
-	// [imprint.NotFound] if none was issued.
-	SSHCertificate(ctx context.Context) ([]byte, error)
 }
 
 // credential is a key with its certificate and issuing chain.

@@ -124,6 +124,20 @@ func (l *estLink) Ready(ctx context.Context, cred *credential) error {
 	return l.post(ctx, "ready", cred)
 }
 
+// SSHCertificate posts the key: that the connection is the machine's says whose it is.
+func (l *estLink) SSHCertificate(ctx context.Context, cred *credential, key string) ([]byte, error) {
+	resp, err := l.do(ctx, httpRequest{
+		method: "POST", url: pathCheckIn + "ssh-certificate", contentType: "text/plain", body: []byte(key + "\n"),
+	}, cred)
+	if err != nil {
+		return nil, err
+	}
+	if resp.status != 200 {
+		return nil, l.refusal("certify", "SSH host key", resp)
+	}
+	return resp.body, nil
+}
+
 func (l *estLink) post(ctx context.Context, name string, cred *credential) error {
 	resp, err := l.do(ctx, httpRequest{method: "POST", url: pathCheckIn + name}, cred)
 	if err != nil {
@@ -193,13 +207,13 @@ func (l *estLink) refusal(op, operand string, resp *httpResponse) error {
 		kind = imprint.Denied
 	case 401:
 		kind = imprint.Unauthorized
-		hint = "the token may be spent, expired or of another generation: attach a fresh payload"
+		hint = "the token may be spent, expired or of another generation, or the enrolment may be over: the operator sees which, and can attach a fresh payload"
 	case 403:
 		kind = imprint.Denied
 	case 404:
 		kind = imprint.NotFound
 	case 409:
-		kind = imprint.Conflict // the enrolment is contested, revoked or expired
+		kind = imprint.Conflict // what the endpoint says tells why
 	}
 	text := oneLine(string(resp.body))
 	if strings.Contains(resp.header.Get("Content-Type"), "html") {

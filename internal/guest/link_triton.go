@@ -194,6 +194,7 @@ func (l *tritonLink) Param(ctx context.Context, cred *credential, p Param) (impr
 	return keybox.Open(cred.key, keybox.Info{Instance: l.payload.Instance, Generation: l.payload.Generation, Name: p.Name}, box)
 }
 
-func (l *tritonLink) SSHCertificate(ctx context.Context) ([]byte, error) {
+// SSHCertificate reads what was issued for the key that went up with the request.
+func (l *tritonLink) SSHCertificate(ctx context.Context, _ *credential, _ string) ([]byte, error) {
 	return l.Get(ctx, keySSHCertificate)
 }
