@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,9 +44,12 @@ type estSite struct {
 func newESTSite(t *testing.T) *estSite {
 	t.Helper()
 	s := &estSite{
-		store:  store.OpenMemory(),
-		tenant: imprint.Tenant{Name: imprint.DefaultTenant, Domains: []string{"lab.internal"}},
-		dir:    t.TempDir(),
+		store: store.OpenMemory(),
+		tenant: imprint.Tenant{
+			Name: imprint.DefaultTenant, Domains: []string{"lab.internal"},
+			Networks: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/8")},
+		},
+		dir: t.TempDir(),
 	}
 	t.Cleanup(func() { s.store.Close() })
 	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
