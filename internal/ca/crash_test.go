@@ -27,6 +27,13 @@ func TestMain(m *testing.M) {
 		issueForEver(dir, imprint.NewSecret([]byte(os.Getenv(childKey))))
 		return
 	}
+	if dir := os.Getenv(childDisk); dir != "" {
+		if err := fillDisk(dir); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 
