@@ -178,7 +178,7 @@ func (s *session) value(ctx context.Context, inst *imprint.Instance, p imprint.P
 
 // report records what the guest does.
 func (s *session) report(ctx context.Context, inst *imprint.Instance, kind imprint.ReportKind, name string, data []byte) error {
-	return s.unit.host.c.Control.Report(ctx, imprint.Report{
+	return fromControl(s.unit.host.c.Control.Report(ctx, imprint.Report{
 		Instance:   inst.ID,
 		Generation: inst.Generation,
 		Channel:    s.channel.Kind,
@@ -186,5 +186,5 @@ func (s *session) report(ctx context.Context, inst *imprint.Instance, kind impri
 		Name:       name,
 		Data:       data,
 		Witness:    s.unit.host.c.Name,
-	})
+	}))
 }

@@ -122,8 +122,24 @@ func (s *session) explain(ctx context.Context, key string, err error) error {
 	switch kind := imprint.KindOf(err); {
 	case kind == imprint.Unavailable || errors.Is(err, context.DeadlineExceeded):
 		return triton.Failure("the control plane cannot be reached; " + triton.AskAgain)
+	case errors.As(err, new(noRoom)):
+		return triton.Failure("there is no room for this at present; " + triton.AskAgain)
 	case kind == imprint.Internal || !errors.As(err, &e):
 		return triton.Failure("the host could not do this, and its log says why; " + triton.AskAgain)
 	}
 	return triton.Failure(strings.Join(strings.Fields(e.Error()), " "))
+}
+
+// noRoom is how the control plane says "not now": its disk is full, or the
+// machine is in too much of a hurry. That is no refusal.
+type noRoom struct{ error }
+
+func (n noRoom) Unwrap() error { return n.error }
+
+// fromControl marks what the control plane has no room for.
+func fromControl(err error) error {
+	if imprint.KindOf(err) == imprint.Exhausted {
+		return noRoom{err}
+	}
+	return err
 }

@@ -52,8 +52,9 @@ func TestPrivateValueIsWithheldIfItsReadCannotBeRecorded(t *testing.T) {
 		t.Fatal(err)
 	}
 	for err, sentence := range map[error]string{
-		imprint.Errorf(imprint.Unavailable, "write", "etcd", "10.0.0.1: refused"): "the control plane cannot be reached; ask again later",
-		errors.New("nil pointer at 0xc000"):                                       "the host could not do this, and its log says why; ask again later",
+		imprint.Errorf(imprint.Unavailable, "write", "etcd", "10.0.0.1: refused"):   "the control plane cannot be reached; ask again later",
+		imprint.Errorf(imprint.Exhausted, "write", "/var/lib/imprint", "disk full"): "there is no room for this at present; ask again later",
+		errors.New("nil pointer at 0xc000"):                                         "the host could not do this, and its log says why; ask again later",
 	} {
 		w.fail(err)
 		_, err := m.Get(t.Context(), "imprint:param/token")

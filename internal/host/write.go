@@ -85,7 +85,7 @@ func (s *session) request(ctx context.Context, inst *imprint.Instance, value []b
 	if imprint.KindOf(err) == imprint.Pending {
 		return nil // accepted; imprint:state says that it waits
 	}
-	return err
+	return fromControl(err)
 }
 
 // refuse puts a refusal on record, unless it is the last one again: a guest must
