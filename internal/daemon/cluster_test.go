@@ -186,7 +186,8 @@ func simpleEnroll(t *testing.T, ctx context.Context, roots *x509.CertPool, base,
 }
 
 // A store that does not answer keeps the server from starting, in time. What
-// happens when it goes away later is in internal/cli/testdata/etcd.txtar.
+// happens when it goes away later is in internal/cli/testdata/etcd.txtar, and for
+// the embedded one in TestEmbeddedStoreDies.
 func TestTheStoreDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	site := newSite(t)

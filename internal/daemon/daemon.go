@@ -270,8 +270,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-d.store.Failed():
-			return imprint.Errorf(imprint.Exhausted, "serve", d.settings.Data, "the store cannot go on; the log says why").
-				WithHint("free space on its disk and start the server again; nothing that was acknowledged is lost")
+			return imprint.Errorf(imprint.Exhausted, "serve", d.settings.Data, "the store cannot go on: %w", d.ready(ctx)).
+				WithHint("see to its disk and start the server again; nothing that was acknowledged is lost")
 		}
 	})
 	d.Logger.InfoContext(ctx, "serving", "socket", d.settings.Socket, "checkIn", d.settings.CheckIn.Listen, "data", d.settings.Data)

@@ -255,6 +255,10 @@ func (e *embedded) OnWrite(entry *zapcore.CheckedEntry, fields []zapcore.Field) 
 			}
 		}
 		e.fault = diskFault(e.Dir, cause)
+		if imprint.KindOf(e.fault) == imprint.Internal {
+			e.fault = imprint.Errorf(imprint.Unavailable, "write", e.Dir, "%w", cause).
+				WithHint("see to that disk and start imprint again")
+		}
 		close(e.failed)
 	})
 	runtime.Goexit()

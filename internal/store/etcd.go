@@ -334,14 +334,16 @@ func (e *etcd) fault(err error) error {
 		return imprint.Errorf(imprint.Exhausted, op, operand, "%w", err).
 			WithHint("shorten the user data, vendor data, metadata or parameters")
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return imprint.Errorf(imprint.Unavailable, op, operand, "no answer in time: %w", err)
+		return imprint.Errorf(imprint.Unavailable, op, operand, "no answer in time: %w", err).
+			WithHint("see whether a majority of etcd's members run; whether this was written is not known, so look before you repeat it")
 	case errors.Is(err, rpctypes.ErrAuthFailed), errors.Is(err, rpctypes.ErrPermissionDenied), errors.Is(err, rpctypes.ErrUserEmpty):
 		return imprint.Errorf(imprint.Unavailable, op, operand, "the cluster does not let us in: %w", err).
 			WithHint("check the user, password and client certificate for the etcd cluster")
 	}
 	switch code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.ResourceExhausted, codes.FailedPrecondition:
-		return imprint.Errorf(imprint.Unavailable, op, operand, "%w", err)
+		return imprint.Errorf(imprint.Unavailable, op, operand, "%w", err).
+			WithHint("see whether a majority of etcd's members run")
 	}
 	return imprint.Errorf(imprint.Internal, op, operand, "%w", err)
 }
