@@ -22,7 +22,7 @@ const (
 	EventClosed    EventKind = "closed"
 	EventRenewed   EventKind = "renewed"
 	EventSSHHost   EventKind = "ssh-host" // a machine asked for a certificate for its SSH host key
-	EventRefused   EventKind = "refused" // a request was turned down
+	EventRefused   EventKind = "refused"  // a request was turned down
 	EventContested EventKind = "contested"
 	EventRevoked   EventKind = "revoked"
 	EventExpired   EventKind = "expired"

@@ -23,7 +23,8 @@ var imports = []struct {
 
 	// Values and bytes; they know no network.
 	{"internal/keybox", "imprint", ""},
-	{"internal/seal", "imprint", ""},
+	{"internal/durable", "", "golang.org/x/sys"},
+	{"internal/seal", "imprint internal/durable", ""},
 	{"internal/manifest", "imprint", "go.yaml.in/yaml/v3 golang.org/x/crypto"},
 	{"internal/dialect", "imprint", ""},
 
@@ -31,7 +32,7 @@ var imports = []struct {
 	{"internal/enrol", "imprint", ""},
 	{"internal/ca", "imprint", "golang.org/x/crypto golang.org/x/mod github.com/transparency-dev/formats github.com/transparency-dev/merkle github.com/transparency-dev/tessera"},
 	{"internal/signer", "imprint", ""},
-	{"internal/store", "imprint", "go.etcd.io/etcd go.uber.org/zap golang.org/x/sys google.golang.org/grpc"},
+	{"internal/store", "imprint internal/durable", "go.etcd.io/etcd go.uber.org/zap golang.org/x/sys google.golang.org/grpc"},
 
 	// Adapters: each speaks one protocol and never to each other at will.
 	{"internal/triton", "imprint", "golang.org/x/time"},
@@ -44,7 +45,7 @@ var imports = []struct {
 	{"internal/server", "imprint api", "github.com/danielgtaylor/huma/v2 github.com/prometheus/client_golang golang.org/x/sys"},
 
 	// The guest's side: its list of third parties is short enough to read aloud.
-	{"internal/guest", "imprint internal/keybox internal/triton", "golang.org/x/sys"},
+	{"internal/guest", "imprint internal/durable internal/keybox internal/triton", "golang.org/x/sys"},
 
 	// All wiring: the server's roles, and the verbs.
 	{"internal/daemon", "*", "*"},

@@ -1,18 +1,16 @@
 package cli
 
 import (
-	"context"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"imprint"
 	"imprint/api"
+	"imprint/internal/durable"
 )
 
 func (p *program) caCommand() *cobra.Command {
@@ -103,14 +101,17 @@ issuing CA. Put FILE on a medium of its own and lock it away.`,
 			client := p.client()
 			defer client.Close()
 			// The file comes first: a path that cannot be written must not cost the key.
-			f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+			f, err := durable.Create(out, 0o600)
 			if err != nil {
 				return fileError("write", out, err).WithHint("name a file that does not exist yet, in a directory that you may write")
 			}
-			if err := p.exportRoot(c.Context(), client, tenant(), f); err != nil {
-				f.Close()
-				os.Remove(out)
+			defer f.Discard()
+			key, err := client.ExportRoot(c.Context(), tenant())
+			if err != nil {
 				return err
+			}
+			if err := commit(f, key.Reveal()); err != nil {
+				return fileError("write", out, err)
 			}
 			if keep {
 				fmt.Fprintf(p.out, "root key of tenant %s written to %s; the server still has it\n", tenant(), out)
@@ -130,21 +131,12 @@ issuing CA. Put FILE on a medium of its own and lock it away.`,
 	return c
 }
 
-// exportRoot writes the key and returns once it is durable.
-func (p *program) exportRoot(ctx context.Context, client *api.Client, tenant imprint.TenantName, f *os.File) error {
-	key, err := client.ExportRoot(ctx, tenant)
-	if err != nil {
+// commit writes the whole content of f and returns once it is durable.
+func commit(f *durable.File, content []byte) error {
+	if _, err := f.Write(content); err != nil {
 		return err
 	}
-	_, err = f.Write(key.Reveal())
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fileError("write", f.Name(), err)
-	}
-	dir, err := os.Open(filepath.Dir(f.Name()))
-	if err != nil {
-		return fileError("sync", f.Name(), err)
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return f.Commit()
 }
 
 func (p *program) reissueCommand(tenant func() imprint.TenantName) *cobra.Command {

@@ -2,16 +2,15 @@ package cli
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
-	"os"
 	"unicode"
 
 	"github.com/spf13/cobra"
 
 	"imprint"
 	"imprint/api"
+	"imprint/internal/durable"
 )
 
 func (p *program) payloadCommand() *cobra.Command {
@@ -35,29 +34,25 @@ and spent when that machine confirms. Only the latest token counts.`,
 				}
 			}
 			// The file comes first, so that no token is made for nobody.
-			var f *os.File
+			var f *durable.File
 			if out != "-" {
 				var err error
-				if f, err = os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+				if f, err = durable.Create(out, 0o600); err != nil {
 					return fileError("write", out, err).WithHint("name a file that does not exist yet, in a directory that you may write")
 				}
+				defer f.Discard()
 			}
 			client := p.client()
 			defer client.Close()
 			payload, err := client.Payload(c.Context(), args[0], life)
 			if err != nil {
-				if f != nil {
-					f.Close()
-					os.Remove(out)
-				}
 				return err
 			}
 			if f == nil {
 				_, err := p.out.Write(payload.Reveal())
 				return err
 			}
-			_, err = f.Write(payload.Reveal())
-			if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+			if err := commit(f, payload.Reveal()); err != nil {
 				return fileError("write", out, err)
 			}
 			fmt.Fprintf(p.out, "payload of %s written to %s\n", args[0], out)

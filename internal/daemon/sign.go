@@ -3,19 +3,21 @@ package daemon
 import (
 	"context"
 	"crypto"
+	"crypto/rand"
 	"encoding/pem"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/user"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"imprint"
 	"imprint/internal/ca"
+	"imprint/internal/durable"
 	"imprint/internal/signer"
 )
 
@@ -125,24 +127,13 @@ func makeSignerKey(dir string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.CreateTemp(dir, "key-*.new") // mode 0600
-	if err != nil {
-		return nil, imprint.Errorf(imprint.Denied, "write", dir, "%w", err)
-	}
-	defer os.Remove(f.Name())
-	err = pem.Encode(f, &pem.Block{Type: "PRIVATE KEY", Bytes: secret.Reveal()})
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), strings.TrimSuffix(f.Name(), ".new")+".pem")
-	}
-	if err == nil {
-		var d *os.File
-		if d, err = os.Open(dir); err == nil {
-			err = errors.Join(d.Sync(), d.Close())
+	path := filepath.Join(dir, "key-"+rand.Text()+".pem")
+	if err := durable.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret.Reveal()}), 0o600); err != nil {
+		kind := imprint.Exhausted
+		if errors.Is(err, fs.ErrPermission) {
+			kind = imprint.Denied
 		}
-	}
-	if err != nil {
-		return nil, imprint.Errorf(imprint.Exhausted, "write", dir, "%w", err)
+		return nil, imprint.Errorf(kind, "write", dir, "%w", err)
 	}
 	return ca.ParseKey(secret)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"imprint"
+	"imprint/internal/durable"
 )
 
 // Options say what [New]'s agent does; the zero value is a machine's usual agent.
@@ -133,7 +134,14 @@ func (a *Agent) lock() (release func(), err error) {
 	if err := makePrivateDir(a.layout.Run()); err != nil {
 		return nil, err
 	}
-	return takeLock(a.layout.Lock())
+	if release, err = takeLock(a.layout.Lock()); err != nil {
+		return nil, err
+	}
+	if err := durable.Clean(a.layout.Config()); err != nil {
+		release()
+		return nil, imprint.Errorf(imprint.Internal, "clean", a.layout.Config(), "%w", err)
+	}
+	return release, nil
 }
 
 func (a *Agent) enrolled() {

@@ -114,28 +114,19 @@ func TestAProgramThatHangsIsEnded(t *testing.T) {
 	}
 }
 
-func TestWriteFileLeavesTheOldOrTheNew(t *testing.T) {
+// What an agent that was killed left of a file that it was writing, a key say, is
+// gone when the next one has begun.
+func TestUnfinishedFilesAreRemoved(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	path := filepath.Join(dir, "f")
-	for _, content := range []string{"one", "two"} {
-		// What a crash in the middle of an earlier write left behind.
-		if err := os.WriteFile(filepath.Join(dir, ".f.new"), []byte("half"), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if err := writeFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		info, _ := os.Stat(path)
-		if got, _ := os.ReadFile(path); string(got) != content || info.Mode().Perm() != 0o600 {
-			t.Errorf("%q, %v", got, info.Mode())
-		}
+	m := newMachine(t, newFakeHost(t))
+	m.write("etc/imprint/.key.pem.new-ABCDEFGH", "-----BEGIN PRIVATE KEY-----", 0o600)
+	m.write("etc/imprint/.profile", "the operator's", 0o644)
+	m.mustRun()
+	if _, err := os.Stat(filepath.Join(m.root, "etc/imprint/.key.pem.new-ABCDEFGH")); err == nil {
+		t.Error("half a key is left")
 	}
-	if err := os.Mkdir(filepath.Join(dir, "d"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := writeFile(filepath.Join(dir, "d"), []byte("x"), 0o600); err == nil {
-		t.Error("a directory was replaced")
+	if got := m.read("etc/imprint/.profile"); got != "the operator's" {
+		t.Errorf("the operator's file is %q", got)
 	}
 }
 

@@ -6,9 +6,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"imprint"
+	"imprint/internal/durable"
 )
 
 // maxFile is the size limit in bytes of a file of the agent's own that it reads back.
@@ -35,39 +35,12 @@ func readFile(path string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// writeFile puts data at path so that a crash leaves the old content or the
-// new, whole and with mode, and never a mixture. The directory must exist.
-func writeFile(path string, data []byte, mode fs.FileMode) (err error) {
-	defer func() {
-		if err != nil {
-			err = imprint.Errorf(imprint.Internal, "write", path, "%w", err)
-		}
-	}()
-	dir, base := filepath.Split(path)
-	// One name per target: the next run clears what a crash left behind.
-	temp := filepath.Join(dir, "."+base+".new")
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+// writeFile is [durable.WriteFile] with an error of kind [imprint.Internal].
+func writeFile(path string, data []byte, mode fs.FileMode) error {
+	if err := durable.WriteFile(path, data, mode); err != nil {
+		return imprint.Errorf(imprint.Internal, "write", path, "%w", err)
 	}
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Chmod(mode) // whatever the umask is
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		os.Remove(temp)
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	return syncDir(dir)
+	return nil
 }
 
 func generationName(gen imprint.Generation) string { return fmt.Sprintf("generation-%d", gen) }

@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"errors"
 	"io/fs"
 	"os"
 	"syscall"
@@ -10,15 +9,6 @@ import (
 
 	"imprint"
 )
-
-// syncDir makes a rename in dir survive a power failure.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
 
 // makePrivateDir creates dir and its parents; dir itself is for root only.
 func makePrivateDir(dir string) error {

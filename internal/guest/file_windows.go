@@ -8,9 +8,6 @@ import (
 	"imprint"
 )
 
-// syncDir does nothing: NTFS journals a rename, and a directory cannot be flushed.
-func syncDir(string) error { return nil }
-
 // makePrivateDir creates dir and its parents; dir itself, and what will be in
 // it, is for Administrators and SYSTEM only.
 func makePrivateDir(dir string) error {

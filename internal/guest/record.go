@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"imprint"
+	"imprint/internal/durable"
 )
 
 // record is the content of identity.json: what the agent remembers besides the
@@ -93,5 +94,5 @@ func (l Layout) setAside(gen imprint.Generation) error {
 			return imprint.Errorf(imprint.Internal, "set aside", path, "%w", err)
 		}
 	}
-	return errors.Join(syncDir(dir), syncDir(l.Config()))
+	return errors.Join(durable.SyncDir(dir), durable.SyncDir(l.Config()))
 }

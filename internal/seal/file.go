@@ -11,10 +11,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"imprint"
+	"imprint/internal/durable"
 )
 
 // A key file has one line a key, the primary first:
@@ -70,7 +70,7 @@ type File struct {
 func OpenFile(path string) (*File, error) {
 	keys, err := readFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = writeFile(path, []*fileKEK{freshKEK()}, false); err == nil || errors.Is(err, fs.ErrExist) {
+		if err = createFile(path); err == nil || errors.Is(err, fs.ErrExist) {
 			keys, err = readFile(path)
 		}
 	}
@@ -112,7 +112,7 @@ func (f *File) Rotate() (KeyID, error) {
 	}
 	if err == nil {
 		keys = append([]*fileKEK{freshKEK()}, keys...)
-		err = writeFile(f.path, keys, true)
+		err = durable.WriteFile(f.path, marshal(keys), 0o600)
 	}
 	if err != nil {
 		return KeyID{}, fileError("rotate", f.path, err)
@@ -127,7 +127,7 @@ func (f *File) Retire() error {
 	keys, err := readFile(f.path)
 	if err == nil {
 		keys = keys[:1]
-		err = writeFile(f.path, keys, true)
+		err = durable.WriteFile(f.path, marshal(keys), 0o600)
 	}
 	if err != nil {
 		return fileError("retire keys in", f.path, err)
@@ -201,35 +201,28 @@ func parseFile(b []byte) ([]*fileKEK, error) {
 	return keys, nil
 }
 
-// writeFile replaces path as a whole: a crash leaves the old file or the new
-// one. Without replace it fails with [fs.ErrExist] if path is there already.
-func writeFile(path string, keys []*fileKEK, replace bool) (err error) {
-	dir := filepath.Dir(path)
-	tmp, err := os.CreateTemp(dir, filepath.Base(path)+".new-") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	fmt.Fprintln(tmp, "# imprint key-encryption keys, the one in use first. Whoever reads this file can open the store.")
+// marshal returns the content of a key file.
+func marshal(keys []*fileKEK) []byte {
+	var b bytes.Buffer
+	fmt.Fprintln(&b, "# imprint key-encryption keys, the one in use first. Whoever reads this file can open the store.")
 	for _, k := range keys {
-		fmt.Fprintln(tmp, filePrefix, base64.StdEncoding.EncodeToString(k.key[:]))
+		fmt.Fprintln(&b, filePrefix, base64.StdEncoding.EncodeToString(k.key[:]))
 	}
-	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
-		return err
-	}
-	if !replace {
-		err = os.Link(tmp.Name(), path) // unlike Rename, never replaces
-	} else {
-		err = os.Rename(tmp.Name(), path)
-	}
+	return b.Bytes()
+}
+
+// createFile makes the key file, or fails with [fs.ErrExist] if another process
+// was quicker.
+func createFile(path string) error {
+	f, err := durable.Create(path, 0o600)
 	if err != nil {
 		return err
 	}
-	d, err := os.Open(dir)
-	if err != nil {
+	defer f.Discard()
+	if _, err := f.Write(marshal([]*fileKEK{freshKEK()})); err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return f.Commit()
 }
 
 func fileError(op, path string, err error) error {

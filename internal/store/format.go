@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"imprint"
+	"imprint/internal/durable"
 )
 
 // versionFile holds the format version beside the embedded etcd's files, so
@@ -64,12 +65,7 @@ func checkVersion(operand, text string) error {
 
 // writeVersionFile marks dir as ours; it replaces the file in one step.
 func writeVersionFile(dir string) error {
-	path := filepath.Join(dir, versionFile)
-	temporary := path + ".new"
-	if err := os.WriteFile(temporary, []byte(strconv.Itoa(formatVersion)+"\n"), 0o600); err != nil {
-		return diskFault(dir, err)
-	}
-	if err := os.Rename(temporary, path); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, versionFile), []byte(strconv.Itoa(formatVersion)+"\n"), 0o600); err != nil {
 		return diskFault(dir, err)
 	}
 	return nil
