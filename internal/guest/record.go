@@ -28,10 +28,32 @@ func (l Layout) loadRecord() (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	var r record
-	if err := json.Unmarshal(b, &r); err != nil {
+	r, err := parseRecord(b)
+	if err != nil {
 		return nil, imprint.Errorf(imprint.Invalid, "read", l.Record(), "%w", err).
 			WithHint("restore the file, or remove it and reset the machine's enrolment with imprint rebirth")
+	}
+	return r, nil
+}
+
+// parseRecord reads a record whose payload is as good as one from a carrier:
+// parts of it become file names.
+func parseRecord(b []byte) (*record, error) {
+	var r record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, err
+	}
+	encoded, err := r.Payload.Encode()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := imprint.DecodePayload(encoded); err != nil {
+		return nil, err
+	}
+	for _, s := range []imprint.Serial{r.Confirmed, r.Closed, r.Applied} {
+		if _, ok := s.Int(); !ok && s != "" {
+			return nil, imprint.Errorf(imprint.Invalid, "decode", "serial", "%q is not one", s)
+		}
 	}
 	return &r, nil
 }

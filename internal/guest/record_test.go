@@ -1,6 +1,8 @@
 package guest
 
 import (
+	"encoding/json"
+	"strings"
 	"testing"
 
 	"imprint"
@@ -34,4 +36,54 @@ func TestWhichLifeAPayloadBegins(t *testing.T) {
 			t.Errorf("%s: no hint: %v", name, err)
 		}
 	}
+}
+
+const testRecord = `{"payload":{"imprint":1,"time":"2026-03-01T12:00:00Z","instance":"6f1d0c1e-7d0c-4f5e-9c39-5b1f4c1b7e11",
+	"generation":2,"tenant":"default","name":"web-1","ca":"x"},"source":"serial port /dev/ttyS1","confirmed":"1a","closed":"1a"}`
+
+func TestDamagedRecordsAreRefused(t *testing.T) {
+	t.Parallel()
+	if _, err := parseRecord([]byte(testRecord)); err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string]string{
+		"empty":              "",
+		"cut":                testRecord[:100],
+		"null":               "null",
+		"another document":   `{"source":"x"}`,
+		"a tenant as a path": strings.Replace(testRecord, `"default"`, `"../../../etc/cron.d/x"`, 1),
+		"a name as a path":   strings.Replace(testRecord, `"web-1"`, `"a/b"`, 1),
+		"no generation":      strings.Replace(testRecord, `"generation":2`, `"generation":0`, 1),
+		"a later version":    strings.Replace(testRecord, `"imprint":1`, `"imprint":2`, 1),
+		"a serial of words":  strings.Replace(testRecord, `"1a"`, `"none yet"`, 1),
+	} {
+		if r, err := parseRecord([]byte(b)); err == nil {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+}
+
+// FuzzRecord: what is accepted names nothing outside its directory and is the
+// same when it is written and read again.
+func FuzzRecord(f *testing.F) {
+	f.Add([]byte(testRecord))
+	f.Add([]byte(strings.Replace(testRecord, `"default"`, `"../x"`, 1)))
+	f.Add([]byte(`{"payload":null}`))
+	f.Add([]byte("{}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := parseRecord(b)
+		if err != nil {
+			return
+		}
+		if strings.ContainsAny(string(r.Payload.Tenant)+string(r.Payload.Name)+string(r.Payload.Instance), "/.\\") {
+			t.Errorf("%+v", r.Payload)
+		}
+		out, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parseRecord(out); err != nil {
+			t.Errorf("what was read does not read again: %v\n%s", err, out)
+		}
+	})
 }
