@@ -274,3 +274,26 @@ func TestErrors(t *testing.T) {
 		}
 	}
 }
+
+// FuzzParseDuration: what is accepted is not negative and reads back as it is
+// written.
+func FuzzParseDuration(f *testing.F) {
+	for _, s := range []string{"7d", "0d", "65535d", "65536d", "36h", "90s", "1h30m", "-1s", "-0s", "", "d", "+1d", "1.5d", "1e9h", "9223372036854775807ns", "²d"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		d, err := imprint.ParseDuration(s)
+		if err != nil {
+			if imprint.KindOf(err) != imprint.Invalid || d != 0 {
+				t.Errorf("%q: %v, %v", s, d, err)
+			}
+			return
+		}
+		if d < 0 {
+			t.Errorf("%q is %d", s, d)
+		}
+		if again, err := imprint.ParseDuration(d.String()); err != nil || again != d {
+			t.Errorf("%q is written %q, which is %v, %v", s, d, again, err)
+		}
+	})
+}

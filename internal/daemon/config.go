@@ -22,6 +22,9 @@ import (
 // maxConfig is the size limit of a configuration file in bytes.
 const maxConfig = 1 << 20
 
+// maxRate bounds the requests a second that may be configured: no server answers more.
+const maxRate = 1_000_000
+
 // Config is the server's configuration as it is written in a file. A field that
 // a file leaves out has its value of [DefaultConfig].
 type Config struct {
@@ -184,7 +187,8 @@ func ReadConfig(path string) (Config, error) {
 	if len(b) > maxConfig {
 		return c, imprint.Errorf(imprint.Invalid, "read", path, "more than %d bytes", maxConfig)
 	}
-	return c, parseConfig(path, b, &c)
+	err = parseConfig(path, b, &c)
+	return c, err
 }
 
 func parseConfig(path string, b []byte, c *Config) error {
@@ -237,6 +241,12 @@ func (c Config) Check() (*Settings, error) {
 	if c.API.Listen != "" && (c.API.Cert == "" || c.API.Key == "" || c.API.ClientCA == "" || len(c.API.Allow) == 0) {
 		return nil, imprint.Errorf(imprint.Invalid, "check", "api", "over TCP it needs cert, key, clientCA and allow").
 			WithHint("leave api.listen empty to use the control socket only")
+	}
+	for field, rate := range map[string]float64{"checkIn.perAddress": c.CheckIn.PerAddress, "checkIn.total": c.CheckIn.Total} {
+		if !(rate >= 0 && rate <= maxRate) { // also what is no number
+			return nil, imprint.Errorf(imprint.Invalid, "check", field, "%v is not a number of requests a second; 0 to %d are", rate, maxRate).
+				WithHint("leave it out, or write 0, for the default")
+		}
 	}
 	if (c.Store.Cert == "") != (c.Store.Key == "") {
 		return nil, imprint.Errorf(imprint.Invalid, "check", "store", "cert and key come together")

@@ -1,10 +1,12 @@
 package daemon_test
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"strings"
 	"testing"
 
 	"imprint"
@@ -76,5 +78,17 @@ func TestCheckFillsIn(t *testing.T) {
 	}
 	if _, err := s.Tenant("nobody"); imprint.KindOf(err) != imprint.NotFound {
 		t.Errorf("Tenant(nobody): %v", err)
+	}
+}
+
+// Rates that are no rates are refused, with the field's name.
+func TestRatesAreChecked(t *testing.T) {
+	t.Parallel()
+	for _, rate := range []float64{-1, math.NaN(), math.Inf(1), 1e9} {
+		c := daemon.DefaultConfig()
+		c.CheckIn.PerAddress = rate
+		if _, err := c.Check(); imprint.KindOf(err) != imprint.Invalid || !strings.Contains(err.Error(), "checkIn.perAddress") {
+			t.Errorf("%v: %v", rate, err)
+		}
 	}
 }
