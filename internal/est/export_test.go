@@ -1,6 +1,7 @@
 package est
 
 import (
+	"net"
 	"net/netip"
 	"time"
 )
@@ -31,6 +32,9 @@ var (
 	Credentials       = credentials
 	CertsOnly         = certsOnly
 )
+
+// NewBoundedListener bounds the connections that ln accepts.
+func NewBoundedListener(ln net.Listener, l Limits) net.Listener { return newBoundedListener(ln, l) }
 
 // Rates is the limiter of requests.
 type Rates = rates

@@ -19,6 +19,7 @@ type Limits struct {
 
 	Connections           int // open at a time; further ones wait unaccepted
 	ConnectionsPerAddress int // open at a time; further ones are closed
+	ConnectionsPerNetwork int // of one IPv6 /48, open at a time; further ones are closed
 
 	HandshakeTimeout time.Duration // for the TLS handshake, and for a request's header
 	ReadTimeout      time.Duration // for a whole request
@@ -34,7 +35,7 @@ type Limits struct {
 func DefaultLimits() Limits {
 	return Limits{
 		Rate: 20, Burst: 200, TotalRate: 5000, TotalBurst: 10000, Addresses: 16384,
-		Connections: 4096, ConnectionsPerAddress: 64,
+		Connections: 4096, ConnectionsPerAddress: 64, ConnectionsPerNetwork: 2048,
 		HandshakeTimeout: 10 * time.Second, ReadTimeout: 20 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 		RefusalTime: 100 * time.Millisecond, RetryAfter: 30 * time.Second,
@@ -53,6 +54,17 @@ func peer(a netip.Addr) netip.Prefix {
 	}
 	p, _ := a.Prefix(bits) // the zero prefix for the zero address
 	return p
+}
+
+// network is what one IPv6 site has, a /48 with 65536 peers (RFC 6177), of which
+// each has its own limit: together they must not have all there is. Of IPv4, where
+// addresses are few, there are none.
+func network(a netip.Addr) (p netip.Prefix, ok bool) {
+	if a = a.Unmap(); !a.Is6() {
+		return p, false
+	}
+	p, err := a.Prefix(48)
+	return p, err == nil
 }
 
 // rates limits requests by peer and in total. Its memory is bounded: it keeps

@@ -4,11 +4,14 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -173,6 +176,91 @@ func TestConnections(t *testing.T) {
 			t.Error("the place that became free was not given on")
 		}
 	})
+}
+
+// arrivals is a listener to which somebody connects from each address in turn.
+type arrivals chan string
+
+func (a arrivals) Accept() (net.Conn, error) {
+	from, ok := <-a
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	here, there := net.Pipe()
+	there.Close()
+	return arrival{here, from}, nil
+}
+
+func (a arrivals) Close() error   { return nil }
+func (a arrivals) Addr() net.Addr { return nil }
+
+type arrival struct {
+	net.Conn
+	from string
+}
+
+func (a arrival) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(a.from), 1))
+}
+
+// TestNetworkCannotHaveAllConnections: whoever has a whole IPv6 network, and so
+// any number of peers, gets its share and leaves the rest to others.
+func TestNetworkCannotHaveAllConnections(t *testing.T) {
+	t.Parallel()
+	limits := est.DefaultLimits()
+	if limits.ConnectionsPerNetwork > limits.Connections/2 {
+		t.Errorf("one network may have %d of %d connections", limits.ConnectionsPerNetwork, limits.Connections)
+	}
+	limits.Connections, limits.ConnectionsPerAddress, limits.ConnectionsPerNetwork = 100, 2, 6
+	coming := make(arrivals, 1000)
+	ln := est.NewBoundedListener(coming, limits)
+	accept := func() string {
+		t.Helper()
+		conn, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn.RemoteAddr().(*net.TCPAddr).IP.String()
+	}
+	var got []string
+	for n := range 200 {
+		coming <- fmt.Sprintf("2001:db8:1:%x::1", n) // another peer each time
+	}
+	for n := range 3 {
+		coming <- fmt.Sprintf("2001:db8:2:%x::1", n)
+		coming <- fmt.Sprintf("192.0.2.%d", n)
+		coming <- fmt.Sprintf("::ffff:192.0.3.%d", n)
+	}
+	for range 6 + 9 {
+		got = append(got, accept())
+	}
+	if greedy := slices.DeleteFunc(slices.Clone(got), func(a string) bool { return !strings.HasPrefix(a, "2001:db8:1:") }); len(greedy) != 6 {
+		t.Errorf("the greedy network has %d of 6: %v", len(greedy), got)
+	}
+	coming <- "2001:db8:1:ffff::1"
+	close(coming)
+	if _, err := ln.Accept(); err == nil {
+		t.Error("one more than its share")
+	}
+}
+
+// TestNetworkGetsItsPlacesBack: the count goes down when a connection ends.
+func TestNetworkGetsItsPlacesBack(t *testing.T) {
+	t.Parallel()
+	limits := est.DefaultLimits()
+	limits.ConnectionsPerNetwork = 1
+	coming := make(arrivals, 10)
+	ln := est.NewBoundedListener(coming, limits)
+	for n := range 5 {
+		coming <- fmt.Sprintf("2001:db8:1:%x::1", n)
+		conn, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		conn.Close() // once is enough
+	}
 }
 
 // TestSlowClients: whoever sends its handshake, header or body in drops, or

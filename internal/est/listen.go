@@ -32,7 +32,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		ErrorLog:    slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 	}
-	bounded := newBoundedListener(ln, s.limits.Connections, s.limits.ConnectionsPerAddress)
+	bounded := newBoundedListener(ln, s.limits)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(tls.NewListener(bounded, s.TLSConfig())) }()
 	select {
@@ -53,23 +53,23 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 
 // boundedListener bounds open connections. At the total the next connection
 // waits in the kernel's queue, so that a rush is served late rather than not at
-// all; a single peer above its own bound is cut off, so that it cannot make the
-// others wait.
+// all; a single peer or network above its own bound is cut off, so that it cannot
+// make the others wait.
 type boundedListener struct {
 	net.Listener
-	perPeer int
-	slots   chan struct{} // one element an open connection
-	closed  chan struct{}
-	once    sync.Once
+	limits Limits
+	slots  chan struct{} // one element an open connection
+	closed chan struct{}
+	once   sync.Once
 
-	mu   sync.Mutex // guards open
-	open map[netip.Prefix]int
+	mu   sync.Mutex           // guards open
+	open map[netip.Prefix]int // by peer and by network, which differ in length
 }
 
-func newBoundedListener(ln net.Listener, total, perPeer int) *boundedListener {
+func newBoundedListener(ln net.Listener, limits Limits) *boundedListener {
 	return &boundedListener{
-		Listener: ln, perPeer: perPeer,
-		slots: make(chan struct{}, total), closed: make(chan struct{}), open: map[netip.Prefix]int{},
+		Listener: ln, limits: limits,
+		slots: make(chan struct{}, limits.Connections), closed: make(chan struct{}), open: map[netip.Prefix]int{},
 	}
 }
 
@@ -86,13 +86,13 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 			<-l.slots
 			return nil, err
 		}
-		p := peerOf(conn)
-		if !l.enter(p) {
+		from := addressOf(conn)
+		if !l.enter(from) {
 			conn.Close()
 			<-l.slots
 			continue
 		}
-		return &boundedConn{Conn: conn, leave: sync.OnceFunc(func() { l.leave(p) })}, nil
+		return &boundedConn{Conn: conn, leave: sync.OnceFunc(func() { l.leave(from) })}, nil
 	}
 }
 
@@ -102,31 +102,45 @@ func (l *boundedListener) Close() error {
 	return l.Listener.Close()
 }
 
-func (l *boundedListener) enter(p netip.Prefix) bool {
+func (l *boundedListener) enter(a netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.open[p] >= l.perPeer {
+	p := peer(a)
+	n, shared := network(a)
+	if l.open[p] >= l.limits.ConnectionsPerAddress || shared && l.open[n] >= l.limits.ConnectionsPerNetwork {
 		return false
 	}
 	l.open[p]++
+	if shared {
+		l.open[n]++
+	}
 	return true
 }
 
-func (l *boundedListener) leave(p netip.Prefix) {
+func (l *boundedListener) leave(a netip.Addr) {
 	l.mu.Lock()
-	if l.open[p]--; l.open[p] == 0 {
-		delete(l.open, p)
+	l.drop(peer(a))
+	if n, shared := network(a); shared {
+		l.drop(n)
 	}
 	l.mu.Unlock()
 	<-l.slots
 }
 
-func peerOf(conn net.Conn) netip.Prefix {
+// drop counts one connection less; mu is held.
+func (l *boundedListener) drop(p netip.Prefix) {
+	if l.open[p]--; l.open[p] == 0 {
+		delete(l.open, p)
+	}
+}
+
+// addressOf returns where conn comes from, or the zero address.
+func addressOf(conn net.Conn) netip.Addr {
 	ap, err := netip.ParseAddrPort(conn.RemoteAddr().String())
 	if err != nil {
-		return netip.Prefix{}
+		return netip.Addr{}
 	}
-	return peer(ap.Addr())
+	return ap.Addr()
 }
 
 type boundedConn struct {
