@@ -24,6 +24,7 @@ var imports = []struct {
 	// Values and bytes; they know no network.
 	{"internal/keybox", "imprint", ""},
 	{"internal/durable", "", "golang.org/x/sys"},
+	{"internal/peercred", "", "golang.org/x/sys"},
 	{"internal/seal", "imprint internal/durable", ""},
 	{"internal/manifest", "imprint", "go.yaml.in/yaml/v3 golang.org/x/crypto"},
 	{"internal/dialect", "imprint", ""},
@@ -31,7 +32,7 @@ var imports = []struct {
 	// Those who decide, and those who sign. They meet only in internal/cli.
 	{"internal/enrol", "imprint", ""},
 	{"internal/ca", "imprint", "golang.org/x/crypto golang.org/x/mod github.com/transparency-dev/formats github.com/transparency-dev/merkle github.com/transparency-dev/tessera"},
-	{"internal/signer", "imprint", ""},
+	{"internal/signer", "imprint internal/peercred", ""},
 	{"internal/store", "imprint internal/durable", "go.etcd.io/etcd go.uber.org/zap golang.org/x/sys google.golang.org/grpc"},
 
 	// Adapters: each speaks one protocol and never to each other at will.
@@ -42,7 +43,7 @@ var imports = []struct {
 
 	// The operator's side.
 	{"api", "imprint", ""},
-	{"internal/server", "imprint api", "github.com/danielgtaylor/huma/v2 github.com/prometheus/client_golang golang.org/x/sys"},
+	{"internal/server", "imprint api internal/peercred", "github.com/danielgtaylor/huma/v2 github.com/prometheus/client_golang"},
 
 	// The guest's side: its list of third parties is short enough to read aloud.
 	{"internal/guest", "imprint internal/durable internal/keybox internal/triton", "golang.org/x/sys"},

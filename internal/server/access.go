@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"imprint"
+	"imprint/internal/peercred"
 )
 
 // Role says what a caller may do, and, as a column of the route table, what it
@@ -41,9 +42,8 @@ type accessList struct {
 
 // ofPeer returns the role of a process at the other end of a unix socket. own is
 // the server's user.
-func (a *accessList) ofPeer(p peer, own int) Role {
-	inGroup := a.group != noGroup && (p.gid == a.group || slices.Contains(p.groups, a.group))
-	if p.uid == 0 || p.uid == own || inGroup {
+func (a *accessList) ofPeer(p peercred.Peer, own int) Role {
+	if p.UID == 0 || p.UID == own || p.In(a.group) {
 		return Operator
 	}
 	return Anyone

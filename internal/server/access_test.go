@@ -25,6 +25,7 @@ import (
 
 	"imprint"
 	"imprint/api"
+	"imprint/internal/peercred"
 )
 
 func quiet(t *testing.T) *Server {
@@ -126,64 +127,28 @@ func TestPeerRoles(t *testing.T) {
 	a := accessList{group: 500}
 	const own = 990
 	for _, test := range []struct {
-		peer peer
+		peer peercred.Peer
 		want Role
 	}{
-		{peer{uid: 0, gid: 0}, Operator},
-		{peer{uid: own, gid: 1}, Operator},
-		{peer{uid: 1000, gid: 500}, Operator},
-		{peer{uid: 1000, gid: 1000, groups: []int{27, 500}}, Operator},
-		{peer{uid: 1000, gid: 1000, groups: []int{27, 0}}, Anyone},
-		{peer{uid: 500, gid: 1000}, Anyone},
+		{peercred.Peer{UID: 0, GID: 0}, Operator},
+		{peercred.Peer{UID: own, GID: 1}, Operator},
+		{peercred.Peer{UID: 1000, GID: 500}, Operator},
+		{peercred.Peer{UID: 1000, GID: 1000, Groups: []int{27, 500}}, Operator},
+		{peercred.Peer{UID: 1000, GID: 1000, Groups: []int{27, 0}}, Anyone},
+		{peercred.Peer{UID: 500, GID: 1000}, Anyone},
 	} {
 		if got := a.ofPeer(test.peer, own); got != test.want {
 			t.Errorf("%+v is %s, want %s", test.peer, got, test.want)
 		}
 	}
 	none := accessList{group: noGroup}
-	if got := none.ofPeer(peer{uid: 1000, gid: noGroup, groups: []int{noGroup}}, own); got != Anyone {
+	if got := none.ofPeer(peercred.Peer{UID: 1000, GID: noGroup, Groups: []int{noGroup}}, own); got != Anyone {
 		t.Errorf("no group is %s", got)
 	}
 }
 
 // The kernel says who is at the other end of a socket: this process, with all
 // its groups.
-func TestPeerOf(t *testing.T) {
-	t.Parallel()
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	near, err := net.Dial("unix", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer near.Close()
-	far, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer far.Close()
-	p, err := peerOf(far.(*net.UnixConn))
-	if err != nil {
-		t.Fatal(err)
-	}
-	groups, err := os.Getgroups()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if p.uid != os.Getuid() || p.gid != os.Getgid() || p.pid != os.Getpid() || !slices.Equal(sorted(p.groups), sorted(groups)) {
-		t.Errorf("got %+v, want uid %d gid %d pid %d groups %v", p, os.Getuid(), os.Getgid(), os.Getpid(), groups)
-	}
-}
-
-func sorted(s []int) []int {
-	s = slices.Clone(s)
-	slices.Sort(s)
-	return s
-}
-
 func TestListenUnix(t *testing.T) {
 	t.Parallel()
 	s, dir := quiet(t), t.TempDir()

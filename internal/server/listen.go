@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"imprint"
+	"imprint/internal/peercred"
 )
 
 // Timeouts and limits of the listeners.
@@ -28,12 +29,6 @@ const (
 	shutdownTimeout = 10 * time.Second
 	maxSocketPath   = 107 // bytes; Linux's sun_path less its final zero
 )
-
-// peer is the process at the other end of a unix socket.
-type peer struct {
-	uid, gid, pid int
-	groups        []int // supplementary
-}
 
 // ListenUnix makes the control socket: for root and the server's group, by its
 // mode as well as by the peer's credentials. A socket that nobody listens on any
@@ -210,10 +205,10 @@ func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
 	if !ok {
 		return ctx
 	}
-	p, err := peerOf(uc)
+	p, err := peercred.Of(uc)
 	if err != nil {
 		s.Logger.LogAttrs(ctx, slog.LevelWarn, "peer credentials are not available", slog.Any("error", err))
 		return ctx
 	}
-	return withCaller(ctx, caller{name: fmt.Sprintf("uid %d", p.uid), role: s.access.ofPeer(p, os.Geteuid())})
+	return withCaller(ctx, caller{name: fmt.Sprintf("uid %d", p.UID), role: s.access.ofPeer(p, os.Geteuid())})
 }

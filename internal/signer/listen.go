@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"imprint"
+	"imprint/internal/peercred"
 )
 
 // maxPath is how long a unix socket's path can be in bytes (unix(7)).
@@ -105,26 +106,16 @@ func removeStale(path string) error {
 // admit refuses a peer that is neither the signer's own user, nor root, nor of
 // group gid.
 func admit(conn *net.UnixConn, gid int) error {
-	raw, err := conn.SyscallConn()
+	peer, err := peercred.Of(conn)
 	if err != nil {
 		return err
 	}
-	var cred *syscall.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
-	}); err != nil {
-		return err
-	}
-	if credErr != nil {
-		return credErr
-	}
-	if !admitted(cred, os.Geteuid(), gid) {
-		return imprint.Errorf(imprint.Denied, "admit", "peer", "user %d, group %d", cred.Uid, cred.Gid)
+	if !admitted(peer, os.Geteuid(), gid) {
+		return imprint.Errorf(imprint.Denied, "admit", "peer", "user %d, group %d", peer.UID, peer.GID)
 	}
 	return nil
 }
 
-func admitted(peer *syscall.Ucred, uid, gid int) bool {
-	return int(peer.Uid) == uid || peer.Uid == 0 || gid >= 0 && int(peer.Gid) == gid
+func admitted(peer peercred.Peer, uid, gid int) bool {
+	return peer.UID == uid || peer.UID == 0 || peer.In(gid)
 }

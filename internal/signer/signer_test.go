@@ -23,6 +23,7 @@ import (
 	"go.uber.org/goleak"
 
 	"imprint"
+	"imprint/internal/peercred"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -289,17 +290,18 @@ func leaveStale(t *testing.T, path string) {
 func TestAdmitted(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
-		uid, gid uint32
-		group    int
-		want     bool
+		peer  peercred.Peer
+		group int
+		want  bool
 	}{
-		{1000, 1000, -1, true}, // the signer's own user
-		{0, 0, -1, true},       // root
-		{1001, 50, 50, true},   // the configured group
-		{1001, 51, 50, false},
-		{1001, 1000, -1, false},
+		{peercred.Peer{UID: 1000, GID: 1000}, -1, true}, // the signer's own user
+		{peercred.Peer{UID: 0, GID: 0}, -1, true},       // root
+		{peercred.Peer{UID: 1001, GID: 50}, 50, true},   // the configured group
+		{peercred.Peer{UID: 1001, GID: 1001, Groups: []int{27, 50}}, 50, true},
+		{peercred.Peer{UID: 1001, GID: 51, Groups: []int{51, 0}}, 50, false},
+		{peercred.Peer{UID: 1001, GID: 1000}, -1, false},
 	} {
-		if got := admitted(&syscall.Ucred{Uid: test.uid, Gid: test.gid}, 1000, test.group); got != test.want {
+		if got := admitted(test.peer, 1000, test.group); got != test.want {
 			t.Errorf("%+v: %v", test, got)
 		}
 	}

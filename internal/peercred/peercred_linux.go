@@ -1,4 +1,4 @@
-package server
+package peercred
 
 import (
 	"net"
@@ -11,13 +11,14 @@ import (
 // maxGroups bounds the supplementary groups of a peer (Linux: NGROUPS_MAX).
 const maxGroups = 1 << 16
 
-// peerOf returns who is at the other end of c, as the kernel noted when it connected.
-func peerOf(c *net.UnixConn) (peer, error) {
+// Of returns the peer of c. A kernel that does not tell supplementary groups,
+// before Linux 4.13, leaves them out.
+func Of(c *net.UnixConn) (Peer, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return peer{}, err
+		return Peer{}, err
 	}
-	var p peer
+	var p Peer
 	var failed error
 	err = raw.Control(func(fd uintptr) {
 		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
@@ -25,18 +26,17 @@ func peerOf(c *net.UnixConn) (peer, error) {
 			failed = os.NewSyscallError("getsockopt SO_PEERCRED", err)
 			return
 		}
-		p = peer{uid: int(cred.Uid), gid: int(cred.Gid), pid: int(cred.Pid)}
-		p.groups, failed = peerGroups(fd)
+		p = Peer{UID: int(cred.Uid), GID: int(cred.Gid), PID: int(cred.Pid)}
+		p.Groups, failed = groups(fd)
 	})
 	if err != nil {
-		return peer{}, err
+		return Peer{}, err
 	}
 	return p, failed
 }
 
-// peerGroups returns the supplementary groups of the peer (Linux 4.13 and later,
-// socket(7) SO_PEERGROUPS), for which x/sys has no function.
-func peerGroups(fd uintptr) ([]int, error) {
+// groups asks for SO_PEERGROUPS (socket(7)), for which x/sys has no function.
+func groups(fd uintptr) ([]int, error) {
 	for n := 32; ; {
 		gids := make([]uint32, n)
 		size := uint32(n * 4)
@@ -45,6 +45,8 @@ func peerGroups(fd uintptr) ([]int, error) {
 		switch {
 		case errno == unix.ERANGE && int(size) > n*4 && int(size) <= maxGroups*4:
 			n = int(size) / 4 // the kernel says how many there are
+		case errno == unix.ENOPROTOOPT:
+			return nil, nil
 		case errno != 0:
 			return nil, os.NewSyscallError("getsockopt SO_PEERGROUPS", errno)
 		default:
