@@ -117,7 +117,7 @@ func openStore(ctx context.Context, s *Settings, logger *slog.Logger) (*store.St
 	}
 	opened, err := store.OpenCluster(ctx, store.Cluster{Endpoints: c.Endpoints, CA: c.CA, Cert: c.Cert, Key: c.Key, Logger: logger})
 	var e *imprint.Error
-	if errors.As(err, &e) && e.Kind == imprint.Unavailable && imprint.HintOf(err) == "" {
+	if errors.As(err, &e) && e.Kind == imprint.Unavailable && (imprint.HintOf(err) == "" || errors.Is(err, context.DeadlineExceeded)) {
 		return nil, e.WithHint("see whether etcd runs there and answers: etcdctl --endpoints %s endpoint health", strings.Join(c.Endpoints, ","))
 	}
 	return opened, err

@@ -1,16 +1,57 @@
+//go:build unix
+
 package durable_test
 
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 
 	"imprint/internal/durable"
 )
+
+// childDir tells a child process where to write what no disk takes.
+const childDir = "IMPRINT_TEST_DIR"
+
+func TestMain(m *testing.M) {
+	dir := os.Getenv(childDir)
+	if dir == "" {
+		os.Exit(m.Run())
+	}
+	// A file that may not grow, as on a full disk.
+	err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: 4, Max: 4})
+	if err == nil {
+		err = durable.WriteFile(filepath.Join(dir, "key"), []byte("too much"), 0o600)
+	}
+	if !errors.Is(err, syscall.EFBIG) {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+}
+
+// A disk that takes half of the content leaves the old, and nothing of the new.
+func TestFullDiskLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "key"), []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	child := exec.CommandContext(t.Context(), os.Args[0])
+	child.Env = []string{childDir + "=" + dir}
+	if out, err := child.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	wantFile(t, filepath.Join(dir, "key"), "old", 0o600)
+	if got := names(t, dir); len(got) != 1 {
+		t.Errorf("left %q", got)
+	}
+}
 
 // names are what is in dir.
 func names(t *testing.T, dir string) []string {

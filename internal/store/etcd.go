@@ -342,8 +342,7 @@ func (e *etcd) fault(err error) error {
 	}
 	switch code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.ResourceExhausted, codes.FailedPrecondition:
-		return imprint.Errorf(imprint.Unavailable, op, operand, "%w", err).
-			WithHint("see whether a majority of etcd's members run")
+		return imprint.Errorf(imprint.Unavailable, op, operand, "%w", err)
 	}
 	return imprint.Errorf(imprint.Internal, op, operand, "%w", err)
 }
