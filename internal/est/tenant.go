@@ -84,6 +84,9 @@ func serverConfig(cert tls.Certificate, trust *x509.CertPool) *tls.Config {
 		// All contexts behind one listener share ticket keys. Without tickets no
 		// session, and no client identity in it, can travel between tenants.
 		SessionTicketsDisabled: true,
+		// A reply in one record: strongSwan gives up, now and then, when the second
+		// of two has not come yet.
+		DynamicRecordSizingDisabled: true,
 	}
 }
 
