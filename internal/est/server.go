@@ -18,8 +18,9 @@ type Engine interface {
 	// while an operator has to approve; with Unauthorized if the token is wrong,
 	// or missing where one is needed; with
 	// Invalid for a request that can never be granted; with Contested, Conflict or
-	// Denied where the enrolment's state forbids it. With Contested and Conflict,
-	// which whoever has no evidence does not get to, it returns the instance too.
+	// Denied where the enrolment's state forbids it. With Contested and Conflict it
+	// returns the instance too; once a key has claimed, whoever brings no evidence
+	// gets neither.
 	Enrol(context.Context, imprint.Submission) (*imprint.Instance, error)
 	// Report records what a machine says. It fails with kind Conflict if the
 	// enrolment's state does not allow it.
