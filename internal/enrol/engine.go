@@ -98,14 +98,7 @@ func (e *Engine) Enrol(ctx context.Context, s imprint.Submission) (*imprint.Inst
 		req = &Request{}
 	}
 	a := &attempt{Submission: s, req: req, flaw: flaw, now: e.Now(), serial: imprint.NewSerial()}
-	issue := e.issuing(ctx)
-	decide := func(i *imprint.Instance) (imprint.Change, error) {
-		change, err := claim(i, a)
-		if err != nil || !issuing(&i.Enrolment) {
-			return change, err
-		}
-		return issue(i, change)
-	}
+	decide := e.issuing(ctx, func(i *imprint.Instance) (imprint.Change, error) { return claim(i, a) })
 	inst, err := e.move(ctx, s.Instance, decide)
 	if imprint.KindOf(err) == imprint.Exists {
 		a.taken = true // decide again, for somebody else may have claimed meanwhile
@@ -114,17 +107,21 @@ func (e *Engine) Enrol(ctx context.Context, s imprint.Submission) (*imprint.Inst
 	return inst, err
 }
 
-// issuing returns a function that has the certificate of i's claim made and adds
-// it to change, which leads to that claim. If it is not made, the claim stands
-// without: its key may ask again. The function may be called again as the
-// decision is; what is the same grant is signed once.
-func (e *Engine) issuing(ctx context.Context) func(i *imprint.Instance, change imprint.Change) (imprint.Change, error) {
+// issuing returns decide with what follows from it: if it lets i's claim have a
+// certificate that is still to be made, that is made and becomes part of the
+// change. If it cannot be made, the claim stands without, and its key may ask
+// again. Like decide it may be asked several times; what is the same grant is
+// signed once.
+func (e *Engine) issuing(ctx context.Context, decide func(*imprint.Instance) (imprint.Change, error)) func(*imprint.Instance) (imprint.Change, error) {
 	var granted imprint.Grant
 	var cert *imprint.Certificate
 	var entry *imprint.LogEntry
-	return func(i *imprint.Instance, change imprint.Change) (imprint.Change, error) {
+	return func(i *imprint.Instance) (imprint.Change, error) {
+		change, err := decide(i)
+		if err != nil || !issuing(&i.Enrolment) {
+			return change, err
+		}
 		if g := grant(i); cert == nil || !reflect.DeepEqual(g, granted) {
-			var err error
 			if cert, entry, err = e.Issuer.Issue(ctx, g); err != nil {
 				cert = nil
 				if kind := imprint.KindOf(err); kind == imprint.Invalid || kind == imprint.Denied { // the reservation cannot be certified as it is
@@ -196,14 +193,7 @@ func (e *Engine) Token(ctx context.Context, id imprint.InstanceID, life time.Dur
 // fails the consent stands and the machine's next request makes it. by says who
 // consented. Kind: Conflict if nothing waits.
 func (e *Engine) Approve(ctx context.Context, id imprint.InstanceID, by string) (*imprint.Instance, error) {
-	issue := e.issuing(ctx)
-	return e.move(ctx, id, func(i *imprint.Instance) (imprint.Change, error) {
-		change, err := approve(i, by, e.Now())
-		if err != nil || !issuing(&i.Enrolment) {
-			return change, err
-		}
-		return issue(i, change)
-	})
+	return e.move(ctx, id, e.issuing(ctx, func(i *imprint.Instance) (imprint.Change, error) { return approve(i, by, e.Now()) }))
 }
 
 // Revoke takes back what the present generation has and refuses it from now on.

@@ -27,24 +27,10 @@ const MaxEarlier = 8
 // Unavailable, and what Store and Issuer fail with.
 func (e *Engine) CertifySSHHost(ctx context.Context, who imprint.Identity, line string) (*imprint.Instance, error) {
 	key, flaw := parseSSHHost(line)
-	for range maxRounds {
-		serial, now := imprint.NewSerial(), e.Now()
-		inst, err := e.move(ctx, who.Instance, func(i *imprint.Instance) (imprint.Change, error) {
-			return certifySSHHost(i, who, key, flaw, serial, now)
-		})
-		if err != nil || !issuing(&inst.Enrolment) {
-			return inst, err
-		}
-		inst, err = e.issue(ctx, inst)
-		if kind := imprint.KindOf(err); err != nil && (kind == imprint.Invalid || kind == imprint.Denied) {
-			return nil, e.note(ctx, &imprint.Submission{Instance: who.Instance, Channel: imprint.NetworkEST}, err)
-		}
-		if err != nil || inst.Enrolment.Claim.SSHHost == key && !issuing(&inst.Enrolment) {
-			return inst, err
-		}
-	}
-	return nil, imprint.Errorf(imprint.Unavailable, "certify SSH host key of", string(who.Instance),
-		"others changed the claim %d times while its certificate was signed", maxRounds)
+	serial, now := imprint.NewSerial(), e.Now()
+	return e.move(ctx, who.Instance, e.issuing(ctx, func(i *imprint.Instance) (imprint.Change, error) {
+		return certifySSHHost(i, who, key, flaw, serial, now)
+	}))
 }
 
 // certifySSHHost puts key into the claim of i, whose next certificate then
@@ -65,15 +51,11 @@ func certifySSHHost(i *imprint.Instance, who imprint.Identity, key string, flaw 
 		return refuse(over, imprint.Errorf(imprint.Conflict, "certify SSH host key of", i.Ref(), "%d earlier certificates are still alive", alive).
 			WithHint("a machine keeps its SSH host key; the next change is possible when one of them has ended"))
 	}
-	change := imprint.Change{Events: []imprint.Event{event(imprint.EventSSHHost, over, "fingerprint", sshFingerprint(key), "serial", string(serial))}}
-	if issuing(e) { // nobody has this one, but it may be signed and on the issuance log
-		change.Revoke = revocation(nil, e.Claim.Serial, e.Claim.NotAfter, now, reasonSuperseded)
-	}
 	next := *e.Claim
 	next.SSHHost = key
 	fix(&next, i, serial, now)
 	e.Claim = &next
-	return change, nil
+	return imprint.Change{Events: []imprint.Event{event(imprint.EventSSHHost, over, "fingerprint", sshFingerprint(key), "serial", string(serial))}}, nil
 }
 
 // sshFingerprint is how ssh-keygen -l shows a key that [parseSSHHost] returned.
