@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -39,6 +40,8 @@ type Config struct {
 	Out    string // the initramfs to write
 	Agent  string // path of a static imprint-agent; "" leaves it out
 	Script []byte // what the machine does once it is up, in sh; nil is [Demo]
+	// Modules are kernel modules to load beside those of the channels and disks.
+	Modules []string
 }
 
 // Image is a guest that can be booted.
@@ -60,7 +63,7 @@ func Build(ctx context.Context, c Config) (Image, error) {
 	if err := addBusybox(ctx, &a); err != nil {
 		return Image{}, err
 	}
-	if err := addModules(ctx, &a, kernel); err != nil {
+	if err := addModules(ctx, &a, kernel, slices.Concat(modules, c.Modules)); err != nil {
 		return Image{}, err
 	}
 	if c.Agent != "" {
@@ -124,9 +127,10 @@ func isStatic(program []byte) (bool, error) {
 	return true, nil
 }
 
-// addModules adds the kernel modules, numbered in the order in which they load.
-func addModules(ctx context.Context, a *archive, k Kernel) error {
-	paths, err := k.Modules(ctx, modules...)
+// addModules adds the named kernel modules and what they need, numbered in the
+// order in which they load.
+func addModules(ctx context.Context, a *archive, k Kernel, names []string) error {
+	paths, err := k.Modules(ctx, names...)
 	if err != nil {
 		return err
 	}

@@ -62,11 +62,11 @@ func needQEMU(t *testing.T) {
 }
 
 // image builds a guest with the agent that runs script once it is up; nil is
-// the demonstration's.
-func image(t *testing.T, script []byte) guest.Image {
+// the demonstration's. It has the named kernel modules beside the usual ones.
+func image(t *testing.T, script []byte, modules ...string) guest.Image {
 	t.Helper()
 	img, err := guest.Build(t.Context(), guest.Config{
-		Cache: cache, Out: filepath.Join(t.TempDir(), "guest.cpio"), Agent: program("imprint-agent"), Script: script,
+		Cache: cache, Out: filepath.Join(t.TempDir(), "guest.cpio"), Agent: program("imprint-agent"), Script: script, Modules: modules,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -26,20 +26,22 @@ const patience = 60 * time.Second
 
 // server is a real "imprint serve" with a store of its own.
 type server struct {
-	t   *testing.T
-	dir string
-	cmd *exec.Cmd // nil while it is down
+	t    *testing.T
+	dir  string
+	args []string  // more arguments of "imprint serve"
+	cmd  *exec.Cmd // nil while it is down
 }
 
-// newServer starts a server that ends with the test.
-func newServer(t *testing.T) *server {
+// newServer starts a server, with more arguments than a test needs as a rule,
+// that ends with the test.
+func newServer(t *testing.T, args ...string) *server {
 	t.Helper()
 	// Not t.TempDir: the names of sockets have to stay short.
 	dir, err := os.MkdirTemp("", "imprint-vm-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t, dir: dir}
+	s := &server{t: t, dir: dir, args: args}
 	t.Cleanup(func() {
 		s.kill()
 		if t.Failed() {
@@ -68,7 +70,7 @@ func (s *server) start() {
 		s.t.Fatal(err)
 	}
 	defer log.Close()
-	s.cmd = exec.Command(program("imprint"), "serve", "--data", s.data(), "--run", s.run(), "--operator", "")
+	s.cmd = exec.Command(program("imprint"), append([]string{"serve", "--data", s.data(), "--run", s.run(), "--operator", ""}, s.args...)...)
 	s.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if err := s.cmd.Start(); err != nil {

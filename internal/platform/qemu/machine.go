@@ -109,10 +109,13 @@ type Disk struct {
 	Writable bool
 }
 
-// NIC is a virtio network interface on QEMU's own network, restricted: the
-// guest reaches nothing through it.
+// NIC is a virtio network interface on QEMU's own network. It is restricted, so
+// that the guest reaches nothing through it, unless Open is set.
 type NIC struct {
 	MAC string // "" is QEMU's default
+	// Open lets the guest reach the host's loopback addresses, at 10.0.2.2, and
+	// all that the host reaches.
+	Open bool
 }
 
 // Channel is one of imprint's channels and the unix socket on which imprint
@@ -332,7 +335,11 @@ func (a *args) nic(n int, c NIC) {
 	if c.MAC != "" {
 		device += ",mac=" + c.MAC
 	}
-	a.add("-netdev", fmt.Sprintf("user,id=net%d,restrict=on", n), "-device", device)
+	restrict := "on"
+	if c.Open {
+		restrict = "off"
+	}
+	a.add("-netdev", fmt.Sprintf("user,id=net%d,restrict=%s", n, restrict), "-device", device)
 }
 
 // channel attaches one of imprint's sockets. The port keeps no logfile: private

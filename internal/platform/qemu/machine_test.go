@@ -39,7 +39,7 @@ func TestArgs(t *testing.T) {
 			Type: PC, Kernel: "vmlinuz", Append: "root=/dev/vda", Instance: testID, Product: "SmartDC HVM",
 			Console:  Console{Kind: ConsolePTY},
 			Disks:    []Disk{{Path: "debian.raw"}, {Path: "state.qcow2", Format: "qcow2", Writable: true}},
-			NICs:     []NIC{{MAC: "52:54:00:12:34:56"}},
+			NICs:     []NIC{{MAC: "52:54:00:12:34:56"}, {Open: true}},
 			Channels: []Channel{{imprint.Serial2, "/run/imprint/1/serial.sock"}},
 		},
 		"commas": {
