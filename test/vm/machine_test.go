@@ -1,6 +1,7 @@
 //go:build vm
 
-// Package vm_test boots real kernels under QEMU against a real "imprint serve".
+// Package vm_test boots real kernels under QEMU, and runs the agents of other
+// systems under emulation, against a real "imprint serve".
 package vm_test
 
 import (

@@ -54,6 +54,22 @@ func newServer(t *testing.T, args ...string) *server {
 	return s
 }
 
+// newCheckIn starts a server whose payloads lead machines on this host to it.
+func newCheckIn(t *testing.T) *server {
+	t.Helper()
+	address := freeAddress(t)
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(t.TempDir(), "server.yaml")
+	content := fmt.Sprintf("checkIn: {listen: %q, urls: [\"https://localhost:%s\"]}\n", address, port)
+	if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return newServer(t, "--config", config)
+}
+
 // start starts the server and returns once it is ready, which it says in the
 // way of sd_notify(3).
 func (s *server) start() {
@@ -161,6 +177,17 @@ func kinds(d api.Description) []imprint.EventKind {
 	return list
 }
 
+// expectByToken fails the test unless a machine enrolled at the check-in endpoint
+// with its one-time token.
+func expectByToken(t *testing.T, d api.Description) {
+	t.Helper()
+	expectInOrder(t, d, imprint.EventReserved, imprint.EventToken, imprint.EventClaimed, imprint.EventIssued,
+		imprint.EventConfirmed, imprint.EventClosed)
+	if c := d.Instance.Enrolment.Claim; c == nil || c.Tier != imprint.TierToken || c.Channel != imprint.NetworkEST {
+		t.Errorf("%s: claim %+v; want tier 2 at the check-in endpoint", d.Instance.Spec.Name, c)
+	}
+}
+
 // expectInOrder fails the test unless the events happened, in this order.
 func expectInOrder(t *testing.T, d api.Description, want ...imprint.EventKind) {
 	t.Helper()
@@ -183,8 +210,14 @@ func expectInOrder(t *testing.T, d api.Description, want ...imprint.EventKind) {
 // expectAbsent fails the test if a value is in any file of the server.
 func (s *server) expectAbsent(values ...string) {
 	s.t.Helper()
+	expectAbsent(s.t, s.dir, values...)
+}
+
+// expectAbsent fails the test if a value is in any file below dir.
+func expectAbsent(t *testing.T, dir string, values ...string) {
+	t.Helper()
 	files := 0
-	err := filepath.WalkDir(s.dir, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
@@ -198,13 +231,13 @@ func (s *server) expectAbsent(values ...string) {
 		files++
 		for _, v := range values {
 			if bytes.Contains(b, []byte(v)) {
-				s.t.Errorf("%s holds the value %s", path, v)
+				t.Errorf("%s holds the value %s", path, v)
 			}
 		}
 		return nil
 	})
 	if err != nil || files == 0 {
-		s.t.Errorf("searched %d files: %v", files, err)
+		t.Errorf("searched %d files: %v", files, err)
 	}
 }
 
