@@ -40,8 +40,8 @@ func newFakeEndpoint(t *testing.T, host *fakeHost) *fakeEndpoint {
 	t.Helper()
 	key := newTestKey(t)
 	cert := host.ca.sign(t, &x509.Certificate{
-		SerialNumber: big.NewInt(77), DNSNames: []string{"checkin.example.org"},
-		NotBefore: epoch.AddDate(0, -1, 0), NotAfter: epoch.AddDate(1, 0, 0),
+		SerialNumber: big.NewInt(77), DNSNames: []string{"checkin.example.org", "localhost"},
+		NotBefore: host.now.AddDate(0, -1, 0), NotAfter: host.now.AddDate(1, 0, 0),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}, host.ca.issuing, &key.PublicKey, host.ca.issuingKey)
 	roots := x509.NewCertPool()

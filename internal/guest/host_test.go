@@ -45,11 +45,16 @@ type testCA struct {
 
 func newTestCA(t testing.TB) *testCA {
 	t.Helper()
+	return newTestCAAt(t, epoch)
+}
+
+func newTestCAAt(t testing.TB, now time.Time) *testCA {
+	t.Helper()
 	ca := &testCA{rootKey: newTestKey(t), issuingKey: newTestKey(t)}
 	template := func(cn string) *x509.Certificate {
 		return &x509.Certificate{
 			SerialNumber: big.NewInt(int64(len(cn))), Subject: pkix.Name{CommonName: cn},
-			NotBefore: epoch.AddDate(-1, 0, 0), NotAfter: epoch.AddDate(10, 0, 0),
+			NotBefore: now.AddDate(-1, 0, 0), NotAfter: now.AddDate(10, 0, 0),
 			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 		}
 	}
@@ -115,12 +120,14 @@ type fakeParam struct {
 	value      string
 }
 
-func newFakeHost(t testing.TB) *fakeHost {
-	ca := newTestCA(t)
+func newFakeHost(t testing.TB) *fakeHost { return newFakeHostAt(t, epoch) }
+
+func newFakeHostAt(t testing.TB, now time.Time) *fakeHost {
+	ca := newTestCAAt(t, now)
 	return &fakeHost{
-		t: t, ca: ca, now: epoch, state: imprint.Reserved, lifetime: 7 * 24 * time.Hour,
+		t: t, ca: ca, now: now, state: imprint.Reserved, lifetime: 7 * 24 * time.Hour,
 		payload: imprint.Payload{
-			Version: imprint.PayloadVersion, Time: epoch, Instance: testID, Generation: 1,
+			Version: imprint.PayloadVersion, Time: now, Instance: testID, Generation: 1,
 			Tenant: testTenant, Name: "web-1", DNSNames: []string{"web-1.example.org"}, CA: ca.rootPEM(),
 		},
 		params: map[string]fakeParam{
