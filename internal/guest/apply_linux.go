@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,8 +21,9 @@ var trustStores = [...]trustStore{
 	{"/etc/pki/trust/anchors", "update-ca-certificates"},           // SUSE
 }
 
-// updateTime is how long a program of the platform may take.
-const updateTime = time.Minute
+// platformGrace is how long the output of a program of the platform is waited
+// for once the program has ended.
+const platformGrace = time.Second
 
 // trustCA adds the CA to every trust store of the platform that exists.
 func (a *Agent) trustCA(ctx context.Context, p *imprint.Payload) error {
@@ -66,9 +68,11 @@ func (a *Agent) runPlatform(ctx context.Context, program string) {
 	if err != nil || a.layout.Root != "" {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, updateTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, a.hookTime, errHookTime)
 	defer cancel()
-	if out, err := exec.CommandContext(ctx, path).CombinedOutput(); err != nil {
-		a.console.Say("%s: %v: %s", program, err, oneLine(string(out)))
+	cmd := hookCommand(ctx, path) // a script as a rule, whose children have to end with it
+	cmd.WaitDelay = platformGrace // for one that left its process group
+	if out, err := cmd.CombinedOutput(); err != nil {
+		a.console.Say("%s: %v: %s", program, errors.Join(err, context.Cause(ctx)), oneLine(string(out)))
 	}
 }

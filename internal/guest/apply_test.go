@@ -114,6 +114,22 @@ func TestAProgramThatHangsIsEnded(t *testing.T) {
 	}
 }
 
+func TestAPlatformsProgramThatHangsIsEnded(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, nil)
+	m.write("update", "#!/bin/sh\necho at work\n(sleep 600)\n:\n", 0o755) // as slow as update-ca-certificates can be
+	a := New(Options{}, NewConsole(m))
+	a.hookTime = 200 * time.Millisecond
+	start := time.Now()
+	a.runPlatform(t.Context(), m.root+"/update")
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("took %s", took)
+	}
+	if !strings.Contains(m.said(), "took too long and was ended: at work") {
+		t.Errorf("%s", m.said())
+	}
+}
+
 // What an agent that was killed left of a file that it was writing, a key say, is
 // gone when the next one has begun.
 func TestUnfinishedFilesAreRemoved(t *testing.T) {
