@@ -25,7 +25,7 @@ var debian = struct {
 	suite: "bookworm", // from mmdebstrap's own idea of Debian's archive
 	packages: []string{
 		"systemd", "systemd-sysv", "udev", "dbus", "cloud-init", "python3-serial", "openssh-server", "sudo",
-		"iproute2", "ifupdown", "isc-dhcp-client", "netbase", "kmod", "procps",
+		"iproute2", "ifupdown", "isc-dhcp-client", "netbase", "kmod", "procps", "ca-certificates",
 	},
 	masked: []string{
 		"apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",

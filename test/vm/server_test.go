@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -19,6 +20,7 @@ import (
 
 	"imprint"
 	"imprint/api"
+	"imprint/internal/daemon"
 )
 
 // patience bounds every wait for imprint itself.
@@ -102,6 +104,42 @@ func (s *server) start() {
 		if bytes.Contains(buf[:n], []byte("READY=1")) {
 			return
 		}
+	}
+}
+
+// startLater starts a server that lives so much later than the machine that it
+// runs on. It is none that can be killed: its process is the test's.
+func (s *server) startLater(by time.Duration) {
+	s.t.Helper()
+	config := daemon.DefaultConfig()
+	config.Data, config.Run, config.Operator = s.data(), s.run(), ""
+	settings, err := config.Check()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ready := make(chan struct{})
+	d, err := daemon.Open(s.t.Context(), settings, daemon.Options{
+		Logger:  slog.New(slog.NewTextHandler(s.t.Output(), nil)),
+		Now:     func() time.Time { return time.Now().Add(by) },
+		Serving: func() { close(ready) },
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	s.t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			s.t.Error(err)
+		}
+	})
+	select {
+	case <-ready:
+	case err := <-ended:
+		ended <- err
+		s.t.Fatalf("the server ended: %v", err)
 	}
 }
 
