@@ -27,7 +27,7 @@ import (
 // Wine takes the place of Windows: serial ports, registry, drives and access lists
 // are its own, and the agent is the one that a Windows machine gets.
 func TestWindowsAgent(t *testing.T) {
-	w := newWine(t, buildAgent(t, "windows", "amd64"))
+	w := newWine(t)
 	t.Run("COM2", w.enrolsOverCOM2)
 	w.server("--kill")
 	if err := os.RemoveAll(w.path("ProgramData/imprint")); err != nil {
@@ -118,10 +118,11 @@ type wine struct {
 // noDevice is a serial port that leads nowhere.
 const noDevice = "/nonexistent"
 
-// newWine makes a Windows for the agent exe.
-func newWine(t *testing.T, exe string) *wine {
+// newWine makes a Windows and the agent for it.
+func newWine(t *testing.T) *wine {
 	t.Helper()
-	w := &wine{program: need.Program(t, "wine", "wine and wine64"), prefix: filepath.Join(t.TempDir(), "prefix"), exe: exe}
+	w := &wine{program: need.Program(t, "wine", "wine and wine64"), prefix: filepath.Join(t.TempDir(), "prefix")}
+	w.exe = buildAgent(t, "windows", "amd64")
 	t.Cleanup(func() { w.server("--kill") })
 	if out, err := w.run("wineboot", "--init"); err != nil {
 		t.Fatalf("wineboot: %v\n%s", err, out)
@@ -172,7 +173,8 @@ func (w *wine) run(name string, args ...string) (string, error) {
 	return string(said), errors.Join(ran, err)
 }
 
-// server has Wine's server, without which no Windows program runs, end.
+// server asks for, or waits for, the end of Wine's server, without which no
+// Windows program runs.
 func (w *wine) server(arg string) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
