@@ -108,3 +108,17 @@ func (v Visibility) Audience() Readers {
 func MayTravel(v Visibility, readers Readers) bool {
 	return readers != 0 && readers.Within(v.Audience())
 }
+
+// privilegedPorts are the source ports that only root may bind: on Linux those
+// below net.ipv4.ip_unprivileged_port_start, 1024 unless somebody changed it.
+const privilegedPorts = 1024
+
+// PortReaders returns who in the guest can read the reply to a request that came
+// from this TCP or UDP source port, where the guest's own kernel decides who may
+// bind it. 0 is a port that is not known.
+func PortReaders(port uint16) Readers {
+	if port > 0 && port < privilegedPorts {
+		return GuestRoot
+	}
+	return GuestProcesses | GuestRoot
+}

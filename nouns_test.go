@@ -297,3 +297,31 @@ func FuzzParseDuration(f *testing.F) {
 		}
 	})
 }
+
+func TestSourcePortsTellWhoCanRead(t *testing.T) {
+	t.Parallel()
+	for port, want := range map[uint16]imprint.Readers{
+		1: imprint.GuestRoot, 1023: imprint.GuestRoot,
+		0: imprint.GuestProcesses | imprint.GuestRoot, 1024: imprint.GuestProcesses | imprint.GuestRoot, 65535: imprint.GuestProcesses | imprint.GuestRoot,
+	} {
+		if got := imprint.PortReaders(port); got != want {
+			t.Errorf("port %d: readers %b, want %b", port, got, want)
+		}
+	}
+}
+
+func TestUserDataBelongsToTheKeyOnceTheBootIsClosed(t *testing.T) {
+	t.Parallel()
+	user := imprint.Value{Visibility: imprint.Public, BootOnly: true}
+	for _, readers := range []imprint.Readers{imprint.GuestProcesses | imprint.GuestRoot, imprint.GuestRoot} {
+		if !imprint.MayTravel(user.At(false), readers) || imprint.MayTravel(user.At(true), readers) {
+			t.Errorf("readers %b", readers)
+		}
+	}
+	if !imprint.MayTravel(user.At(true), imprint.KeyHolder) {
+		t.Error("the key's holder may not read it")
+	}
+	if motd := (imprint.Value{Visibility: imprint.Public}); motd.At(true) != imprint.Public {
+		t.Error("what is always public is not")
+	}
+}

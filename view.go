@@ -6,6 +6,18 @@ import "time"
 type Value struct {
 	Data       []byte
 	Visibility Visibility
+	// BootOnly marks user data: stock software needs it before the machine has a
+	// key, and nobody but the key's holder does afterwards. See [Value.At].
+	BootOnly bool
+}
+
+// At returns the visibility that counts while the machine's boot is open, or
+// after it was closed. Hand it to [MayTravel].
+func (v Value) At(closed bool) Visibility {
+	if v.BootOnly && closed {
+		return SecretOnly
+	}
+	return v.Visibility
 }
 
 // View is what a guest may read over one channel in its present state: names
