@@ -17,6 +17,10 @@ type Facts struct {
 	CheckIn []string
 	// Datacenter names the place for stock software; "" is the instance's host.
 	Datacenter string
+	// Packages are archives that the operator offers to Ganeti's OS scripts, by
+	// name. A parameter of an instance chooses one of these names and never a file
+	// of the host.
+	Packages map[string][]byte
 }
 
 // values collects a View's entries for one set of readers.
@@ -28,10 +32,24 @@ type values struct {
 // put adds data under key, unless the key is taken or the audience rule keeps it
 // from the readers.
 func (v values) put(key string, visibility imprint.Visibility, data string) {
-	if _, taken := v.m[key]; taken || !imprint.MayTravel(visibility, v.readers) {
+	v.putValue(key, imprint.Value{Data: []byte(data), Visibility: visibility})
+}
+
+// putValue is put for bytes that several keys may share.
+func (v values) putValue(key string, value imprint.Value) {
+	if _, taken := v.m[key]; taken || !imprint.MayTravel(value.Visibility, v.readers) {
 		return
 	}
-	v.m[key] = imprint.Value{Data: []byte(data), Visibility: visibility}
+	v.m[key] = value
+}
+
+func public(data string) imprint.Value {
+	return imprint.Value{Data: []byte(data), Visibility: imprint.Public}
+}
+
+// userData is the instance's user data, which is served until the boot is closed.
+func userData(spec *imprint.Spec) imprint.Value {
+	return imprint.Value{Data: []byte(spec.UserData), Visibility: imprint.Public, BootOnly: true}
 }
 
 func (v values) view(inst *imprint.Instance) *imprint.View {

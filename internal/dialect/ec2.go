@@ -1,0 +1,95 @@
+package dialect
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"imprint"
+)
+
+// EC2Versions returns the dated versions of the EC2 metadata that Nova serves,
+// oldest first, and [Latest].
+func EC2Versions() []string {
+	return []string{"1.0", "2007-01-19", "2007-03-01", "2007-08-29", "2007-10-10", "2007-12-15", "2008-02-01", "2008-09-01", "2009-04-04", Latest}
+}
+
+// EC2 renders the tree of EC2's instance metadata as Nova serves it, in every
+// version: "VERSION/meta-data/…" and "VERSION/user-data". A directory is only a
+// prefix of names; how directories are listed is the carrier's business.
+//
+// What EC2 counts and imprint does not, such as images and reservations, gets
+// numbers made from identifiers, which stay the same for the instance's life.
+func EC2(inst *imprint.Instance, facts Facts) *imprint.View {
+	spec := &inst.Spec
+	v := values{NetworkReaders, map[string]imprint.Value{}}
+	user := userData(spec)
+	leaves := ec2Leaves(inst, facts)
+	for _, version := range EC2Versions() {
+		for _, leaf := range leaves {
+			if version >= leaf.since {
+				v.putValue(version+"/meta-data/"+leaf.name, leaf.value)
+			}
+		}
+		if spec.UserData != "" {
+			v.putValue(version+"/user-data", user)
+		}
+	}
+	return v.view(inst)
+}
+
+// ec2Leaf is a value and the version that has it first.
+type ec2Leaf struct {
+	since, name string
+	value       imprint.Value
+}
+
+func ec2Leaves(inst *imprint.Instance, facts Facts) []ec2Leaf {
+	spec := &inst.Spec
+	name := fqdn(spec)
+	short, _, _ := strings.Cut(string(inst.ID), "-") // 32 bits in hexadecimal
+	leaves := []ec2Leaf{
+		{"1.0", "ami-id", public("ami-" + string(imprint.DigestOf([]byte(spec.Image))[:8]))},
+		{"1.0", "ami-launch-index", public("0")},
+		{"1.0", "ami-manifest-path", public("FIXME")}, // so in Nova
+		{"1.0", "instance-id", public("i-" + short)},
+		{"1.0", "hostname", public(name)},
+		{"1.0", "local-ipv4", public(firstIPv4(spec))},
+		{"1.0", "reservation-id", public("r-" + short)},
+		{"1.0", "security-groups", public("default")},
+		{"2007-01-19", "local-hostname", public(name)},
+		{"2007-01-19", "public-hostname", public(name)},
+		{"2007-01-19", "public-ipv4", public("")},
+		{"2007-08-29", "instance-type", public("imprint")},
+		// No ephemeral0 and no swap: cloud-init would format and mount them.
+		{"2007-12-15", "block-device-mapping/ami", public("vda")},
+		{"2007-12-15", "block-device-mapping/root", public("/dev/vda")},
+		{"2008-02-01", "placement/availability-zone", public(zone(spec, facts))},
+		{"2008-09-01", "instance-action", public("none")},
+	}
+	for i, key := range spec.SSHKeys {
+		leaves = append(leaves, ec2Leaf{"1.0", fmt.Sprintf("public-keys/%d/openssh-key", i), public(key)})
+	}
+	return leaves
+}
+
+// EC2KeyEntry is how the listing of "public-keys" names key i: without the slash
+// of a directory, and with the key's name.
+func EC2KeyEntry(i string) string { return i + "=key-" + i }
+
+// EC2PasswordData is the answer of EC2's GetPasswordData for inst, in the JSON of
+// aws-cli. PasswordData is base64 of RSA PKCS #1 v1.5, and empty until the guest
+// has posted a password.
+func EC2PasswordData(inst *imprint.Instance) []byte {
+	short, _, _ := strings.Cut(string(inst.ID), "-")
+	b, err := json.Marshal(struct {
+		InstanceID   string `json:"InstanceId"`
+		Timestamp    string
+		PasswordData string
+	}{"i-" + short, inst.Updated.UTC().Format(time.RFC3339), strings.TrimSpace(string(inst.Enrolment.Password))})
+	if err != nil {
+		return nil // its fields are text
+	}
+	return b
+}

@@ -1,0 +1,76 @@
+package dialect
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"imprint"
+)
+
+// NetworkReaders are who may read what stock software asks for over the
+// link-local network: it uses source ports that any process may have.
+const NetworkReaders = imprint.GuestProcesses | imprint.GuestRoot
+
+// fqdn is the instance's name with its domain, if it has one.
+func fqdn(spec *imprint.Spec) string {
+	if d := domain(spec); d != "" {
+		return string(spec.Name) + "." + d
+	}
+	return string(spec.Name)
+}
+
+// zone names the place for stock software.
+func zone(spec *imprint.Spec, facts Facts) string {
+	return cmp.Or(facts.Datacenter, string(spec.Host))
+}
+
+// keyName names the instance's SSH key i. Comments of keys are not unique and may
+// hold anything.
+func keyName(i int) string { return fmt.Sprintf("key-%d", i) }
+
+// publicFacts are the operator's metadata and public parameters, the former first.
+func publicFacts(spec *imprint.Spec) map[string]string {
+	all := maps.Clone(spec.Metadata)
+	if all == nil {
+		all = map[string]string{}
+	}
+	for _, p := range spec.Params {
+		if _, taken := all[p.Name]; !taken && p.Visibility == imprint.Public {
+			all[p.Name] = p.Value
+		}
+	}
+	return all
+}
+
+// firstIPv4 is the first IPv4 address that the machine is known to have, or "".
+func firstIPv4(spec *imprint.Spec) string {
+	addrs := slices.Clone(spec.IPs)
+	if spec.Network != nil {
+		for _, name := range slices.Sorted(maps.Keys(spec.Network.Ethernets)) {
+			for _, prefix := range spec.Network.Ethernets[name].Addresses {
+				addrs = append(addrs, prefix.Addr())
+			}
+		}
+	}
+	if i := slices.IndexFunc(addrs, netip.Addr.Is4); i >= 0 {
+		return addrs[i].String()
+	}
+	return ""
+}
+
+// compact returns v in JSON on one line, with no characters escaped but those
+// that must be. The dialects' own types always encode.
+func compact(v any) string {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if enc.Encode(v) != nil {
+		return ""
+	}
+	return string(bytes.TrimSuffix(buf.Bytes(), []byte("\n")))
+}
