@@ -38,6 +38,7 @@ var imports = []struct {
 	// Adapters: each speaks one protocol and never to each other at will.
 	{"internal/triton", "imprint", "golang.org/x/time"},
 	{"internal/host", "imprint internal/dialect internal/keybox internal/triton", "golang.org/x/sys"},
+	{"internal/metadata", "imprint internal/dialect", ""},
 	{"internal/est", "imprint", "golang.org/x/crypto golang.org/x/time"},
 	{"internal/platform/qemu", "imprint", ""},
 
