@@ -233,7 +233,6 @@ func request(from, method, path, body string, header ...string) *http.Request {
 
 // do sends a request and returns the status and the body.
 func (w *world) do(from, method, path, body string, header ...string) (int, string) {
-	w.t.Helper()
 	reply := w.reply(request(from, method, path, body, header...))
 	return reply.Code, reply.Body.String()
 }
