@@ -1,6 +1,7 @@
 package metadata_test
 
 import (
+	"context"
 	"slices"
 	"strconv"
 	"strings"
@@ -135,6 +136,22 @@ func TestPrivateValuesNeedAPrivilegedPort(t *testing.T) {
 	}
 	if _, body := other.do(rootPort, "GET", params, ""); strings.Contains(body, "token") {
 		t.Errorf("parameters without meaningful ports: %s", body)
+	}
+}
+
+// generous would give anything to anybody.
+type generous struct{ *world }
+
+func (generous) Get(context.Context, metadata.Origin, string) ([]byte, error) {
+	return []byte("value"), nil
+}
+
+// The parameters' file has no secret value, even if somebody would give it out.
+func TestGanetiParametersHoldNoSecret(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, instance(), func(c *metadata.Config) { c.Native = generous{c.Native.(*world)} })
+	if _, body := w.do(rootPort, "GET", "/ganeti/latest/os/parameters.json", ""); strings.Contains(body, "disk-key") || !strings.Contains(body, "token") {
+		t.Errorf("%s", body)
 	}
 }
 

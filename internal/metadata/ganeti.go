@@ -74,12 +74,9 @@ func (c *call) parameters() {
 				continue
 			}
 			b, err := c.s.c.Native.Get(c.r.Context(), c.from, dialect.KeyParam+p.Name)
-			switch imprint.KindOf(err) {
-			case imprint.Unavailable, imprint.Internal:
-				if err != nil {
-					c.failWith(err)
-					return
-				}
+			if kind := imprint.KindOf(err); err != nil && (kind == imprint.Unavailable || kind == imprint.Internal) {
+				c.failWith(err)
+				return
 			}
 			if err != nil {
 				continue // closed meanwhile, or not at hand
