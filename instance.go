@@ -98,6 +98,9 @@ type Spec struct {
 	Params     []Param           `json:"params,omitempty"`
 	Channels   []ChannelKind     `json:"channels,omitempty"`
 	Policy     Policy            `json:"policy"`
+	// IMDSv2Only refuses EC2 metadata to requests without a session token. Stock
+	// software sends none unless the machine looks like one of Amazon's.
+	IMDSv2Only bool `json:"imdsv2Only,omitempty"`
 	// Image and Personalization are references for the installer.
 	Image           string `json:"image,omitempty"`
 	Personalization string `json:"personalization,omitempty"`

@@ -40,6 +40,8 @@ func fieldsOf(m *Manifest) []field {
 			read: nested(paramFields(m)), inner: paramFields(m)},
 		{name: "channels", typ: "list of channels", doc: "The ways between host and guest, of virtio-serial, serial, est and file; virtio-serial and serial if absent.",
 			read: listInto(&s.Channels, maxListed, parseText)},
+		{name: "imdsv2Only", typ: "true or false", doc: "Whether EC2 metadata over the link-local network needs a session token (IMDSv2). Stock software sends none unless the machine looks like one of Amazon's.",
+			read: boolInto(&s.IMDSv2Only)},
 		{name: "enrolment", typ: "mapping", doc: "How the machine may enrol.",
 			read: nested(policyFields(&s.Policy)), inner: policyFields(&s.Policy)},
 		{name: "image", typ: "text", doc: "The image from which the machine is installed.", read: textInto(&s.Image)},
