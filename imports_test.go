@@ -40,6 +40,7 @@ var imports = []struct {
 	{"internal/host", "imprint internal/dialect internal/keybox internal/triton", "golang.org/x/sys"},
 	{"internal/metadata", "imprint internal/dialect", ""},
 	{"internal/est", "imprint", "golang.org/x/crypto golang.org/x/time"},
+	{"internal/tap", "imprint", "github.com/google/nftables github.com/vishvananda/netlink golang.org/x/sys"},
 	{"internal/platform/qemu", "imprint", ""},
 
 	// The operator's side.

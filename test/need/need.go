@@ -42,6 +42,14 @@ func Root(t testing.TB) {
 	}
 }
 
+// Kernel skips the test unless the kernel has the feature.
+func Kernel(t testing.TB, has bool, feature string) {
+	t.Helper()
+	if !has {
+		missing(t, "a kernel with "+feature)
+	}
+}
+
 func missing(t testing.TB, what string) {
 	t.Helper()
 	if os.Getenv(strict) == "1" {

@@ -42,6 +42,9 @@ func TestProgram(t *testing.T) {
 	if o := run(t, func(tb testing.TB) { need.File(tb, "/no/such/file", "its-package") }); o.failed != "need: file /no/such/file (apt install its-package)" {
 		t.Errorf("file: failed with %q", o.failed)
 	}
+	if o := run(t, func(tb testing.TB) { need.Kernel(tb, false, "tun") }); o.failed != "need: a kernel with tun" {
+		t.Errorf("kernel: failed with %q", o.failed)
+	}
 	if path := need.Program(t, "go", "golang"); !strings.HasSuffix(path, "go") {
 		t.Errorf("found go at %q", path)
 	}

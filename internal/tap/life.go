@@ -1,0 +1,226 @@
+package tap
+
+import (
+	"context"
+	"path"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"imprint"
+)
+
+// retryPause is how long an interface that could not be served is left alone.
+const retryPause = time.Second
+
+// attachment follows one interface through its lives.
+type attachment struct {
+	network *Network
+	nic     NIC
+	serve   Serve
+	ctx     context.Context
+	stop    context.CancelFunc
+	wake    chan struct{} // something happened to the interface
+	done    chan struct{} // closed when run has returned
+
+	mu   sync.Mutex
+	link *Link
+	last string // the name of the last link
+	err  error
+}
+
+// watch wakes the attachments whose interface changes, until the network ends.
+func (n *Network) watch() error {
+	updates, err := n.subscribe()
+	if err != nil {
+		return err
+	}
+	n.group.Go(func() {
+		for {
+			for u := range updates {
+				attrs := u.Link.Attrs()
+				n.wake(attrs.Name, attrs.Index)
+			}
+			// The subscription ended: with the network, or because more happened
+			// than its buffer holds. What was missed is found by looking everywhere.
+			for {
+				if n.ctx.Err() != nil {
+					return
+				}
+				if updates, err = n.subscribe(); err == nil {
+					break
+				}
+				n.log.Error("interfaces cannot be watched", "err", err)
+				pause(n.ctx, retryPause)
+			}
+			n.wake("", 0)
+		}
+	})
+	return nil
+}
+
+func (n *Network) subscribe() (<-chan netlink.LinkUpdate, error) {
+	updates := make(chan netlink.LinkUpdate)
+	if err := netlink.LinkSubscribe(updates, n.ctx.Done()); err != nil {
+		return nil, linkFault("watch", "interfaces", err)
+	}
+	return updates, nil
+}
+
+// wake wakes the attachments that name or index concerns; without a name, all.
+func (n *Network) wake(name string, index int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, a := range n.attached {
+		if name == "" || a.concerns(name, index) {
+			select {
+			case a.wake <- struct{}{}:
+			default: // it is going to look anyway
+			}
+		}
+	}
+}
+
+func (a *attachment) concerns(name string, index int) bool {
+	if l := a.state().Link; l != nil {
+		return l.Index == index
+	}
+	if a.nic.pattern() {
+		ok, _ := path.Match(a.nic.Name, name)
+		return ok
+	}
+	return a.nic.Name == name
+}
+
+func (a *attachment) state() State {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return State{Link: a.link, Err: a.err}
+}
+
+func (a *attachment) lastName() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.last
+}
+
+func (a *attachment) note(l *Link, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.link, a.err = l, err
+	if l != nil {
+		a.last = l.NIC.Name
+	}
+}
+
+// run serves life after life, beginning with l if it is not nil, until the
+// attachment ends.
+func (a *attachment) run(l *Link) {
+	log := a.network.log.With("interface", a.nic.Name)
+	var err error
+	for a.ctx.Err() == nil {
+		switch {
+		case err != nil:
+			log.Error("interface is not served", "err", err)
+			pause(a.ctx, retryPause)
+			l, err = a.bring(false)
+		case l == nil:
+			a.rest()
+			l, err = a.bring(false)
+		default:
+			log.Info("interface is up", "name", l.NIC.Name, "index", l.Index)
+			if err = a.live(l); err == nil && a.ctx.Err() == nil {
+				log.Info("interface is gone", "name", l.NIC.Name, "index", l.Index)
+				l, err = a.bring(false) // it may be back already
+			}
+		}
+	}
+}
+
+// live serves l until the interface is gone or the attachment ends. An error is
+// serve's, which came back before.
+func (a *attachment) live(l *Link) error {
+	life, end := context.WithCancel(a.ctx)
+	defer end()
+	ended := make(chan error, 1)
+	go func() { ended <- a.serve(life, l) }()
+	for {
+		select {
+		case err := <-ended:
+			if err == nil && a.ctx.Err() == nil && present(l) {
+				err = imprint.Errorf(imprint.Internal, "serve", l.NIC.Name, "it ended by itself")
+			}
+			if a.ctx.Err() != nil || !present(l) {
+				return nil
+			}
+			a.note(nil, err)
+			return err
+		case <-a.wake:
+			if !present(l) {
+				end()
+				<-ended
+				return nil
+			}
+		case <-a.ctx.Done():
+			<-ended
+			return nil
+		}
+	}
+}
+
+// present reports whether l is the interface that it was.
+func present(l *Link) bool {
+	now, err := netlink.LinkByIndex(l.Index)
+	return err == nil && now.Attrs().Name == l.NIC.Name && isUp(now)
+}
+
+// rest waits until something happens to the interface.
+func (a *attachment) rest() {
+	select {
+	case <-a.wake:
+	case <-a.ctx.Done():
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// bring gets the interface ready and returns it; nil if it is not there, or is
+// down. Only the first time, and when it had to be made again, is a tap of
+// imprint's set up: who set it down later wanted it down.
+func (a *attachment) bring(first bool) (l *Link, err error) {
+	defer func() { a.note(l, err) }()
+	nic := a.nic
+	raise := first
+	if !nic.Adopt {
+		created, err := makeTap(nic.Name, nic.Owner)
+		if err != nil {
+			return nil, err
+		}
+		raise = raise || created
+	}
+	found, err := find(nic)
+	if err != nil || found == nil {
+		return nil, err
+	}
+	attrs := found.Attrs()
+	if !isUp(found) && (nic.Adopt || !raise) {
+		return nil, nil
+	}
+	nic.Name = attrs.Name
+	if err := a.network.filter.apply(nic); err != nil { // before there is anything to reach
+		return nil, err
+	}
+	ipv6, err := configure(found, nic)
+	if err != nil {
+		return nil, err
+	}
+	return &Link{NIC: nic, Index: attrs.Index, IPv6: ipv6}, nil
+}
