@@ -95,13 +95,14 @@ func checksum(b []byte) uint16 {
 // wire is a raw socket on the guest's interface: it sends any frame and hears
 // whatever arrives.
 type wire struct {
-	fd  int
-	own tap.NIC
+	fd   int
+	own  tap.NIC
+	host tap.MAC // of the host's end
 }
 
 func (g *guest) wire(t *testing.T) *wire {
 	t.Helper()
-	w := &wire{fd: -1, own: g.nic}
+	w := &wire{fd: -1, own: g.nic, host: tap.HostMAC}
 	g.Do(t, func() {
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
 		if err != nil {
@@ -140,8 +141,8 @@ func (w *wire) send(t *testing.T, frame []byte) {
 // that what was sent before can have brought.
 func (w *wire) settle(t *testing.T) (arrived [][]byte) {
 	t.Helper()
-	w.send(t, frame(tap.HostMAC, w.own.MAC, unix.ETH_P_ARP, arp(1, w.own.MAC, w.own.IPv4, tap.MetadataIPv4)))
-	answer := frame(w.own.MAC, tap.HostMAC, unix.ETH_P_ARP, arp(2, tap.HostMAC, tap.MetadataIPv4, w.own.IPv4)[:18])
+	w.send(t, frame(w.host, w.own.MAC, unix.ETH_P_ARP, arp(1, w.own.MAC, w.own.IPv4, tap.MetadataIPv4)))
+	answer := frame(w.own.MAC, w.host, unix.ETH_P_ARP, arp(2, w.host, tap.MetadataIPv4, w.own.IPv4)[:18])
 	buffer := make([]byte, 2048)
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		n, from, err := unix.Recvfrom(w.fd, buffer, 0)

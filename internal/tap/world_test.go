@@ -67,18 +67,17 @@ func join(t *testing.T, network *tap.Network, n byte) *guest {
 	g := attach(t, network, nic(n))
 	g.Namespace = netns.New(t)
 	g.Guest(t, g.nic.Name, "eth1", g.nic.MAC[:])
-	g.Do(t, func() { configureGuest(t, g.nic.IPv4) })
+	g.Do(t, func() { configureGuest(t, g.nic.IPv4, tap.HostMAC) })
 	return g
 }
 
-func configureGuest(t *testing.T, ip netip.Addr) {
+func configureGuest(t *testing.T, ip netip.Addr, host tap.MAC) {
 	link, err := netlink.LinkByName("eth1")
 	if err != nil {
 		t.Error(err)
 		return
 	}
-	host := func(a netip.Addr) *net.IPNet { return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(32, 32)} }
-	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: host(ip)}); err != nil {
+	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(32, 32)}}); err != nil {
 		t.Error(err)
 	}
 	// Everything goes out by this interface, as an attacker would have it.
@@ -88,7 +87,7 @@ func configureGuest(t *testing.T, ip netip.Addr) {
 	// Known for good, so that the guest's own kernel never asks for them: see [wire.settle].
 	for _, a := range []netip.Addr{tap.MetadataIPv4, hostOther4} {
 		if err := netlink.NeighSet(&netlink.Neigh{
-			LinkIndex: link.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: tap.HostMAC[:],
+			LinkIndex: link.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: host[:],
 		}); err != nil {
 			t.Error(err)
 		}

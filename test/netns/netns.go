@@ -101,7 +101,7 @@ func (n *Namespace) Do(t testing.TB, f func()) {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
 			done <- err
 			return
 		}
@@ -112,6 +112,9 @@ func (n *Namespace) Do(t testing.TB, f func()) {
 		t.Fatalf("enter a network namespace: %v", err)
 	}
 }
+
+// FD returns the namespace, as the kernel takes it.
+func (n *Namespace) FD() int { return int(n.file.Fd()) }
 
 // Guest plugs the namespace into the host's tap, as a hypervisor does: it opens
 // the tap by its name and carries frames between it and an interface of the
