@@ -1,6 +1,7 @@
 package tap_test
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"testing"
@@ -102,6 +103,36 @@ func TestAttacksReachNobody(t *testing.T) {
 	if !netns.Isolate(t) {
 		return
 	}
+	attackNobody(t)
+}
+
+// The rules do it alone, where a service may not change sysctls.
+func TestAttacksReachNobodyWithReadOnlySysctls(t *testing.T) {
+	if !netns.IsolateWith(t, ownMounts) {
+		return
+	}
+	for _, path := range unkindSysctls {
+		if err := netns.Sysctl(path, "1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, err := range []error{
+		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+		unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""),
+		unix.Mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := netns.Sysctl(unkindSysctls[0], "0"); err == nil {
+		t.Fatal("sysctls are not read-only")
+	}
+	attackNobody(t)
+}
+
+func attackNobody(t *testing.T) {
+	t.Helper()
 	network := open(t)
 	a, b := unkindHost(t, network)
 	wireA, wireB := a.wire(t), b.wire(t)
@@ -159,8 +190,10 @@ func TestAttacksWorkWithoutRules(t *testing.T) {
 	if err := conn.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	for path, value := range map[string]string{"forwarding": "1", "arp_ignore": "0", "rp_filter": "0"} {
-		if err := netns.Sysctl("ipv4/conf/"+a.nic.Name+"/"+path, value); err != nil {
+	for path, value := range map[string]string{
+		a.nic.Name + "/forwarding": "1", a.nic.Name + "/arp_ignore": "0", a.nic.Name + "/rp_filter": "0", "all/rp_filter": "0",
+	} {
+		if err := netns.Sysctl("ipv4/conf/"+path, value); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -189,12 +222,15 @@ func chatter(f []byte) bool {
 	return f[20] == 0 || f[20] == unix.IPPROTO_ICMPV6 && f[54] == 135
 }
 
+// unkindSysctls are 1 on hosts that forward, and on some distributions.
+var unkindSysctls = [...]string{"ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/conf/all/rp_filter"}
+
 // unkindHost is a host that forwards, has other addresses and listens on all of
 // them, with an attacker and its victim.
 func unkindHost(t *testing.T, network *tap.Network) (attacker, victim *guest) {
 	t.Helper()
-	for _, path := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
-		if err := netns.Sysctl(path, "1"); err != nil {
+	for _, path := range unkindSysctls {
+		if err := netns.Sysctl(path, "1"); err != nil && !errors.Is(err, unix.EROFS) {
 			t.Fatal(err)
 		}
 	}

@@ -146,8 +146,11 @@ func (w *wire) settle(t *testing.T) (arrived [][]byte) {
 	buffer := make([]byte, 2048)
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		n, from, err := unix.Recvfrom(w.fd, buffer, 0)
+		if err == unix.EINTR {
+			continue
+		}
 		if err != nil {
-			break
+			t.Fatalf("wait for the host's answer: %v", err)
 		}
 		if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype == unix.PACKET_OUTGOING {
 			continue

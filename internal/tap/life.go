@@ -2,6 +2,7 @@ package tap
 
 import (
 	"context"
+	"errors"
 	"path"
 	"sync"
 	"time"
@@ -30,9 +31,13 @@ type attachment struct {
 	err  error
 }
 
+// watchBuffer is how many bytes of news the kernel keeps for a watcher that is
+// behind, as far as net.core.rmem_max lets it.
+const watchBuffer = 1 << 20
+
 // watch wakes the attachments whose interface changes, until the network ends.
 func (n *Network) watch() error {
-	updates, err := n.subscribe()
+	updates, end, err := n.subscribe()
 	if err != nil {
 		return err
 	}
@@ -42,13 +47,14 @@ func (n *Network) watch() error {
 				attrs := u.Link.Attrs()
 				n.wake(attrs.Name, attrs.Index)
 			}
+			end()
 			// The subscription ended: with the network, or because more happened
 			// than its buffer holds. What was missed is found by looking everywhere.
 			for {
 				if n.ctx.Err() != nil {
 					return
 				}
-				if updates, err = n.subscribe(); err == nil {
+				if updates, end, err = n.subscribe(); err == nil {
 					break
 				}
 				n.log.Error("interfaces cannot be watched", "err", err)
@@ -60,12 +66,17 @@ func (n *Network) watch() error {
 	return nil
 }
 
-func (n *Network) subscribe() (<-chan netlink.LinkUpdate, error) {
+// subscribe returns the news of all interfaces, closed when there are no more,
+// and what has to be called then.
+func (n *Network) subscribe() (<-chan netlink.LinkUpdate, context.CancelFunc, error) {
+	ctx, end := context.WithCancel(n.ctx)
 	updates := make(chan netlink.LinkUpdate)
-	if err := netlink.LinkSubscribe(updates, n.ctx.Done()); err != nil {
-		return nil, linkFault("watch", "interfaces", err)
+	o := netlink.LinkSubscribeOptions{ReceiveBufferSize: watchBuffer}
+	if err := netlink.LinkSubscribeWithOptions(updates, ctx.Done(), o); err != nil {
+		end()
+		return nil, nil, linkFault("watch", "interfaces", err)
 	}
-	return updates, nil
+	return updates, end, nil
 }
 
 // wake wakes the attachments that name or index concerns; without a name, all.
@@ -119,10 +130,14 @@ func (a *attachment) note(l *Link, err error) {
 func (a *attachment) run(l *Link) {
 	log := a.network.log.With("interface", a.nic.Name)
 	var err error
+	logged := ""
 	for a.ctx.Err() == nil {
 		switch {
 		case err != nil:
-			log.Error("interface is not served", "err", err)
+			if err.Error() != logged { // not once a second
+				log.Error("interface is not served", "err", err)
+				logged = err.Error()
+			}
 			pause(a.ctx, retryPause)
 			l, err = a.bring(false)
 		case l == nil:
@@ -130,6 +145,7 @@ func (a *attachment) run(l *Link) {
 			l, err = a.bring(false)
 		default:
 			log.Info("interface is up", "name", l.NIC.Name, "index", l.Index)
+			logged = ""
 			if err = a.live(l); err == nil && a.ctx.Err() == nil {
 				log.Info("interface is gone", "name", l.NIC.Name, "index", l.Index)
 				l, err = a.bring(false) // it may be back already
@@ -169,10 +185,15 @@ func (a *attachment) live(l *Link) error {
 	}
 }
 
-// present reports whether l is the interface that it was.
+// present reports whether l is the interface that it was, and still leads to
+// one guest.
 func present(l *Link) bool {
 	now, err := netlink.LinkByIndex(l.Index)
-	return err == nil && now.Attrs().Name == l.NIC.Name && isUp(now)
+	if err != nil {
+		return !errors.As(err, new(netlink.LinkNotFoundError)) // or else it is not known
+	}
+	attrs := now.Attrs()
+	return attrs.Name == l.NIC.Name && attrs.MasterIndex == 0 && isUp(now)
 }
 
 // rest waits until something happens to the interface.
@@ -217,6 +238,13 @@ func (a *attachment) bring(first bool) (l *Link, err error) {
 	nic.Name = attrs.Name
 	if err := a.network.filter.apply(nic); err != nil { // before there is anything to reach
 		return nil, err
+	}
+	left, err := setSysctls(nic.Name)
+	if err != nil {
+		return nil, err
+	}
+	if left {
+		a.network.log.Warn("the interface keeps its sysctls, which are read-only here; its rules hold without them", "interface", nic.Name)
 	}
 	ipv6, err := configure(found, nic)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -221,9 +222,51 @@ func TestAdoptedInterfaceReturns(t *testing.T) {
 	}) {
 		t.Errorf("it keeps %v, %v", addrs, err)
 	}
+	if neighbours, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V4); err != nil || len(neighbours) != 0 {
+		t.Errorf("it keeps the neighbours %v, %v", neighbours, err)
+	}
+	routes, err := netlink.RouteList(link, netlink.FAMILY_V4)
+	if err != nil || len(routes) != 0 {
+		t.Errorf("it keeps the routes %v, %v", routes, err)
+	}
 	if left, _ := rules(t); left != 0 {
 		t.Errorf("%d rules stay", left)
 	}
+}
+
+// An interface that becomes the port of a bridge leads to more than one guest,
+// and is served no more.
+func TestBridgedInterfaceIsLeft(t *testing.T) {
+	if !netns.Isolate(t) {
+		return
+	}
+	network := open(t)
+	g := attach(t, network, nic(1))
+	next(t, g.served, "life of the interface")
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
+	if err := netlink.LinkAdd(bridge); err != nil {
+		t.Fatal(err)
+	}
+	link, err := netlink.LinkByName(g.nic.Name)
+	if err == nil {
+		err = netlink.LinkSetMaster(link, bridge)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		state, err := network.State(g.nic.Name)
+		if err == nil && state.Link == nil && imprint.KindOf(state.Err) == imprint.Conflict {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("state %+v, %v", state, err)
+		}
+	}
+	if err := netlink.LinkSetNoMaster(link); err != nil {
+		t.Fatal(err)
+	}
+	next(t, g.served, "life of the interface when it is nobody's port")
 }
 
 // A tap that somebody deletes is made again, for the next start of its guest.
@@ -337,7 +380,7 @@ func TestTapHasOneOwner(t *testing.T) {
 		}
 		return
 	}
-	if !netns.IsolateWith(t, openDevice) {
+	if !netns.IsolateWith(t, ownMounts) {
 		return
 	}
 	allowTun(t)
@@ -365,7 +408,7 @@ func TestTapHasOneOwner(t *testing.T) {
 func TestWithoutRoot(t *testing.T) {
 	const stage = "IMPRINT_TEST_STAGE"
 	if os.Getenv(stage) == "" {
-		if !netns.IsolateWith(t, openDevice) {
+		if !netns.IsolateWith(t, ownMounts) {
 			return
 		}
 		allowTun(t)
@@ -423,10 +466,10 @@ func TestWithoutRoot(t *testing.T) {
 	}
 }
 
-// openDevice and allowTun let every user open /dev/net/tun, as distributions do,
-// in a mount namespace of the test's own.
-func openDevice(cmd *exec.Cmd) { cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWNS }
+// ownMounts gives an isolated test a mount namespace of its own.
+func ownMounts(cmd *exec.Cmd) { cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWNS }
 
+// allowTun lets every user open /dev/net/tun, as distributions do.
 func allowTun(t *testing.T) {
 	t.Helper()
 	for _, err := range []error{

@@ -2,7 +2,6 @@ package tap
 
 import (
 	"errors"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -130,10 +129,11 @@ func checkAdoptable(l netlink.Link, nic NIC) error {
 	return nil
 }
 
-// sysctls are what the network needs of an interface, on that interface only.
+// sysctls are a second wall behind the filter, on that interface only: a guest
+// could use none of this without a rule that lets it.
 var sysctls = [...]struct{ path, value string }{
-	// Loose. Where the strict value is set for all interfaces, the larger one
-	// counts, and strict breaks the second of two that hold the same address.
+	// Loose. Where the strict value is set for all interfaces the larger one
+	// counts, and strict refuses an address that two interfaces have.
 	{"ipv4/conf/*/rp_filter", "2"},
 	{"ipv4/conf/*/arp_ignore", "1"},   // answer for addresses of this interface only
 	{"ipv4/conf/*/arp_announce", "2"}, // and ask with one of them
@@ -148,39 +148,49 @@ var sysctls = [...]struct{ path, value string }{
 
 const sysctlRoot = "/proc/sys/net"
 
-// setSysctls writes the values that differ. It skips IPv6 where the kernel has none.
-func setSysctls(name string) (ipv6 bool, err error) {
-	_, err = os.Stat(filepath.Join(sysctlRoot, "ipv6/conf", name))
-	ipv6 = err == nil
+// setSysctls writes the values that differ. It skips IPv6 where the kernel has
+// none. left says that they are as they were, because a hardened service sees
+// /proc/sys read-only (ProtectKernelTunables= in systemd.exec(5)).
+func setSysctls(name string) (left bool, err error) {
 	for _, s := range sysctls {
-		if strings.HasPrefix(s.path, "ipv6/") && !ipv6 {
+		if strings.HasPrefix(s.path, "ipv6/") && !hasIPv6(name) {
 			continue
 		}
-		file := filepath.Join(sysctlRoot, strings.Replace(s.path, "*", name, 1))
+		file := sysctlFile(s.path, name)
 		old, err := os.ReadFile(file)
 		if err == nil && strings.TrimSpace(string(old)) != s.value {
 			err = os.WriteFile(file, []byte(s.value), 0)
 		}
 		switch {
 		case errors.Is(err, unix.EROFS):
-			return ipv6, imprint.Errorf(imprint.Denied, "set", file, "%w", err).
-				WithHint("let imprint write below %s: ProtectKernelTunables=no in a systemd unit", sysctlRoot)
-		case errors.Is(err, fs.ErrNotExist):
-			return ipv6, imprint.Errorf(imprint.Unavailable, "set", file, "%w", err)
+			left = true
 		case err != nil:
-			return ipv6, linkFault("set", file, err)
+			return left, linkFault("set", file, err)
 		}
 	}
-	return ipv6, nil
+	return left, nil
+}
+
+func sysctlFile(pattern, name string) string {
+	return filepath.Join(sysctlRoot, strings.Replace(pattern, "*", name, 1))
+}
+
+func hasIPv6(name string) bool {
+	_, err := os.Stat(sysctlFile("ipv6/conf/*", name))
+	return err == nil
+}
+
+// usesIPv6 reports whether the interface may have IPv6 addresses.
+func usesIPv6(name string) bool {
+	off, err := os.ReadFile(sysctlFile("ipv6/conf/*/disable_ipv6", name))
+	return err == nil && strings.TrimSpace(string(off)) == "0"
 }
 
 // configure gives l the addresses of the metadata service and the way to the
 // guest, and sets it up. The filter has to be in force. It may be repeated.
 func configure(l netlink.Link, nic NIC) (ipv6 bool, err error) {
 	name := l.Attrs().Name
-	if ipv6, err = setSysctls(name); err != nil {
-		return false, err
-	}
+	ipv6 = usesIPv6(name)
 	if err := netlink.LinkSetUp(l); err != nil {
 		return false, linkFault("set up", name, err)
 	}
@@ -207,8 +217,20 @@ func configure(l netlink.Link, nic NIC) (ipv6 bool, err error) {
 
 // clear takes from l what configure gave it.
 func clear(l netlink.Link) error {
+	neighbours, err := netlink.NeighList(l.Attrs().Index, unix.AF_INET)
+	if err != nil {
+		return linkFault("read the neighbours at", l.Attrs().Name, err)
+	}
+	for _, n := range neighbours {
+		if ip, ok := netip.AddrFromSlice(n.IP.To4()); !ok || n.State != netlink.NUD_PERMANENT || !linkLocal.Contains(ip) {
+			continue
+		}
+		if err := netlink.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {
+			return linkFault("forget the neighbour at", l.Attrs().Name, err)
+		}
+	}
 	for _, a := range addresses(true) {
-		err := netlink.AddrDel(l, a) // the route and the neighbour depend on it
+		err := netlink.AddrDel(l, a) // and with it the route
 		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
 			return linkFault("take "+a.IP.String()+" from", l.Attrs().Name, err)
 		}

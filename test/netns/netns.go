@@ -4,7 +4,6 @@
 package netns
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -130,8 +129,10 @@ func (n *Namespace) Guest(t testing.TB, tap, name string, mac net.HardwareAddr) 
 		if guest, err = OpenTap(name); err != nil {
 			return
 		}
-		link, lerr := netlink.LinkByName(name)
-		err = errors.Join(lerr, Sysctl("ipv6/conf/"+name+"/addr_gen_mode", "1"))
+		var link netlink.Link
+		if link, err = netlink.LinkByName(name); err == nil {
+			err = netlink.LinkSetIP6AddrGenMode(link, 1) // none
+		}
 		if err == nil {
 			err = netlink.LinkSetHardwareAddr(link, mac)
 		}
