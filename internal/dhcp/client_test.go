@@ -75,30 +75,26 @@ func (w *world) serve(ctx context.Context, l *tap.Link) error {
 	if err != nil {
 		return err
 	}
-	listeners, err := l.Listen(ctx, 80)
+	listener, err := l.Listen(ctx, "tcp4", tap.MetadataPort)
 	if err != nil {
 		conn.Close()
 		return err
 	}
 	ended := make(chan struct{})
-	for _, listener := range listeners {
-		go func() {
-			defer func() { ended <- struct{}{} }()
-			for {
-				c, err := listener.Accept()
-				if err != nil {
-					return
-				}
-				io.WriteString(c, "metadata")
-				c.Close()
+	go func() {
+		defer close(ended)
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
 			}
-		}()
-	}
+			io.WriteString(c, "metadata")
+			c.Close()
+		}
+	}()
 	err = w.responder.Serve(ctx, conn)
-	for _, listener := range listeners {
-		listener.Close()
-		<-ended
-	}
+	listener.Close()
+	<-ended
 	return err
 }
 

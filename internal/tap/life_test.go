@@ -436,9 +436,11 @@ func TestWithoutRoot(t *testing.T) {
 		conn, err := l.ListenDHCP(ctx)
 		if err == nil {
 			conn.Close()
-			var listeners []net.Listener
-			listeners, err = l.Listen(ctx, 80)
-			for _, listener := range listeners {
+			for _, network := range l.Networks() {
+				var listener net.Listener
+				if listener, err = l.Listen(ctx, network, 80); err != nil {
+					break
+				}
 				listener.Close()
 			}
 		}

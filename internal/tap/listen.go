@@ -20,33 +20,37 @@ type Link struct {
 	IPv6  bool // false where the kernel has no IPv6
 }
 
-// Listen listens on the metadata addresses at TCP port, one listener for each
-// family. What they accept came in by this interface: the kernel sees to it,
-// whatever the packets say. It fails with kind [imprint.Conflict] if another
-// program has the port, and with kind [imprint.Denied] without
-// CAP_NET_BIND_SERVICE for a port below 1024.
-func (l *Link) Listen(ctx context.Context, port uint16) ([]net.Listener, error) {
-	addrs := []netip.Addr{MetadataIPv4}
+// Networks are what [Link.Listen] can listen on here: "tcp4", and "tcp6" where
+// the interface may have IPv6.
+func (l *Link) Networks() []string {
 	if l.IPv6 {
-		// By number: package net remembers for a minute which number a name had.
-		addrs = append(addrs, MetadataIPv6.WithZone(strconv.Itoa(l.Index)))
+		return []string{"tcp4", "tcp6"}
+	}
+	return []string{"tcp4"}
+}
+
+// Listen listens on the metadata address of network, "tcp4" or "tcp6", at port.
+// What it accepts came in by this interface: the kernel sees to it, whatever the
+// packets say. It fails with kind [imprint.Conflict] if another program has the
+// port, and with kind [imprint.Denied] without CAP_NET_BIND_SERVICE for a port
+// below 1024.
+//
+// "tcp6" takes longer the more interfaces the host has, because package net
+// reads the names of all of them: serve "tcp4" first.
+func (l *Link) Listen(ctx context.Context, network string, port uint16) (net.Listener, error) {
+	address := MetadataIPv4
+	if network == "tcp6" {
+		address = MetadataIPv6 // without a zone: the socket is bound to its interface already
 	}
 	config := net.ListenConfig{Control: l.bind()}
 	// Package net listens for MPTCP as well, whose connections can be joined over
 	// other interfaces (RFC 8684 section 3.2), and which has no hop limit.
 	config.SetMultipathTCP(false)
-	var listeners []net.Listener
-	for _, a := range addrs {
-		listener, err := config.Listen(ctx, "tcp", netip.AddrPortFrom(a, port).String())
-		if err != nil {
-			for _, open := range listeners {
-				open.Close()
-			}
-			return nil, l.listenFault("TCP port "+strconv.Itoa(int(port)), err)
-		}
-		listeners = append(listeners, listener)
+	listener, err := config.Listen(ctx, network, netip.AddrPortFrom(address, port).String())
+	if err != nil {
+		return nil, l.listenFault("TCP port "+strconv.Itoa(int(port)), err)
 	}
-	return listeners, nil
+	return listener, nil
 }
 
 // ListenDHCP returns a socket that hears DHCP requests on this interface only,

@@ -105,9 +105,14 @@ func attach(t *testing.T, network *tap.Network, nic tap.NIC) *guest {
 }
 
 func (g *guest) serve(ctx context.Context, l *tap.Link) error {
-	listeners, err := l.Listen(ctx, tap.MetadataPort)
-	if err != nil {
-		return err
+	var listeners []net.Listener
+	for _, network := range l.Networks() {
+		listener, err := l.Listen(ctx, network, tap.MetadataPort)
+		if err != nil {
+			return err
+		}
+		defer listener.Close()
+		listeners = append(listeners, listener)
 	}
 	ended := make(chan struct{})
 	for _, listener := range listeners {
