@@ -45,6 +45,9 @@ const (
 	ReportRead      ReportKind = "read"      // a private or secret value was read; Name is the parameter
 	ReportPassword  ReportKind = "password"  // Data is a password, encrypted to the operator
 	ReportRefused   ReportKind = "refused"   // a carrier turned a request down; Name is the reason
+	ReportServed    ReportKind = "served"    // something that is not private was read; Name is what
+	ReportHome      ReportKind = "home"      // stock software says that the machine has booted
+	ReportNIC       ReportKind = "nic"       // the host chose NIC for the instance
 )
 
 // Report is what comes up a live channel.
@@ -55,6 +58,9 @@ type Report struct {
 	Kind       ReportKind
 	Name       string
 	Data       []byte
+	// From says who in the guest asked, in words, where the channel tells.
+	From string
+	NIC  *NIC
 	// Serial is the certificate with which the guest authenticated, on channels
 	// that have mutual TLS; "" elsewhere.
 	Serial Serial

@@ -8,6 +8,7 @@ type ChannelKind string
 const (
 	VirtioSerial ChannelKind = "virtio-serial" // a named virtio-serial port
 	Serial2      ChannelKind = "serial"        // the second serial port: ttyS1, COM2
+	LinkLocal    ChannelKind = "nic"           // a network interface to the host alone: HTTP at 169.254.169.254
 	NetworkEST   ChannelKind = "est"           // the check-in endpoint: RFC 7030 over TLS
 	File         ChannelKind = "file"          // a payload that the operator carried by hand
 )
@@ -37,17 +38,23 @@ type Channel struct {
 	HostAuthenticated bool    // the guest can be sure that its own host speaks
 	Upward            bool    // the guest can report
 	Revocable         bool    // what was offered can be taken away again
+	// SourcePorts says that a request's source port tells the host whether the
+	// guest's root sent it; see [PortReaders].
+	SourcePorts bool
 }
 
 var channels = [...]Channel{
 	// The host names the port and the platform keeps firmware, kernel and getty off it.
-	{VirtioSerial, true, 12 << 10, GuestRoot, true, true, true},
+	{VirtioSerial, true, 12 << 10, GuestRoot, true, true, true, false},
 	// The device node is root:dialout 0660; dialout is counted as root (docs/security.md).
-	{Serial2, true, 12 << 10, GuestRoot, true, true, true},
+	{Serial2, true, 12 << 10, GuestRoot, true, true, true, false},
+	// The host's kernel and packet filter keep everybody else off the interface;
+	// in the guest any process may ask.
+	{LinkLocal, true, 0, GuestProcesses | GuestRoot, true, true, true, true},
 	// TLS with the enrolled key at both ends of everything but the enrolment itself.
-	{NetworkEST, true, 0, KeyHolder, true, true, true},
+	{NetworkEST, true, 0, KeyHolder, true, true, true, false},
 	// Whoever administers the platform sees what was put on a file or volume.
-	{File, false, 0, GuestRoot | PlatformAdmins, false, false, false},
+	{File, false, 0, GuestRoot | PlatformAdmins, false, false, false, false},
 }
 
 // ChannelOf returns the description of kind; ok is false if it is unknown.
@@ -63,10 +70,18 @@ func ChannelOf(kind ChannelKind) (c Channel, ok bool) {
 // Channels returns the descriptions of all known channels.
 func Channels() []Channel { return append([]Channel(nil), channels[:]...) }
 
-// Private reports whether c is a two-way channel that nobody but the host and
-// the guest's root can use, so that the host can vouch for what comes up it.
+// Private reports whether c is a two-way channel on which the host can vouch that
+// something came from the guest's root: nobody else can use it, or the host can
+// tell by the source port.
 func (c Channel) Private() bool {
-	return c.Live && c.Upward && c.HostAuthenticated && c.Readers.Within(GuestRoot)
+	return c.Live && c.Upward && c.HostAuthenticated && (c.SourcePorts || c.Readers.Within(GuestRoot))
+}
+
+// From returns the channel as it is for one request, of which only readers can
+// read the reply.
+func (c Channel) From(readers Readers) Channel {
+	c.Readers, c.SourcePorts = readers, false
+	return c
 }
 
 // SealedCapacity is how many bytes a value may have that travels sealed to the

@@ -18,7 +18,10 @@ const (
 	EventApproved  EventKind = "approved"
 	EventIssued    EventKind = "issued"
 	EventConfirmed EventKind = "confirmed"
-	EventRead      EventKind = "read" // a private or secret value was read
+	EventRead      EventKind = "read"   // a private or secret value was read
+	EventServed    EventKind = "served" // something that is not private was read
+	EventHome      EventKind = "home"   // stock software says that the machine has booted
+	EventNIC       EventKind = "nic"    // the host chose the link-local interface
 	EventClosed    EventKind = "closed"
 	EventRenewed   EventKind = "renewed"
 	EventSSHHost   EventKind = "ssh-host" // a machine asked for a certificate for its SSH host key

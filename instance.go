@@ -37,8 +37,11 @@ type Instance struct {
 	Spec       Spec       `json:"spec"`
 	Generation Generation `json:"generation"`
 	Enrolment  Enrolment  `json:"enrolment"`
-	Created    time.Time  `json:"created"`
-	Updated    time.Time  `json:"updated"`
+	// NIC is the instance's interface on its host's link-local network, once the
+	// host has chosen it.
+	NIC     *NIC      `json:"nic,omitempty"`
+	Created time.Time `json:"created"`
+	Updated time.Time `json:"updated"`
 	// Events counts the events ever recorded for this instance.
 	Events uint64 `json:"events"`
 	// Revision is the store's revision of this record, for compare-and-swap; it
@@ -59,6 +62,9 @@ func (i *Instance) Clone() *Instance {
 			n.Nameservers.Addresses, n.Nameservers.Search = slices.Clone(n.Nameservers.Addresses), slices.Clone(n.Nameservers.Search)
 			s.Network.Ethernets[name] = n
 		}
+	}
+	if c.NIC != nil {
+		c.NIC = new(*c.NIC)
 	}
 	if e.Delivery != nil {
 		e.Delivery = new(*e.Delivery)
@@ -104,6 +110,14 @@ type Spec struct {
 	// Image and Personalization are references for the installer.
 	Image           string `json:"image,omitempty"`
 	Personalization string `json:"personalization,omitempty"`
+}
+
+// NIC is an interface on the link-local network of a host. No other instance of
+// the host has its address or its MAC.
+type NIC struct {
+	Host HostName   `json:"host"` // that chose it
+	MAC  string     `json:"mac"`  // as net.HardwareAddr writes it
+	IPv4 netip.Addr `json:"ipv4"` // in 169.254.0.0/16
 }
 
 // Param is a named value. Only a public one carries its value here; private

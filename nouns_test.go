@@ -28,6 +28,7 @@ func TestAudienceRule(t *testing.T) {
 	}{
 		{imprint.VirtioSerial, true, true, false},
 		{imprint.Serial2, true, true, false},
+		{imprint.LinkLocal, true, false, false}, // see below for who asks from a privileged port
 		{imprint.NetworkEST, true, true, true},
 		{imprint.File, true, false, false},
 	}
@@ -47,6 +48,14 @@ func TestAudienceRule(t *testing.T) {
 				t.Errorf("a %q value over %s: %v, want %v", v, tt.channel, got, want)
 			}
 		}
+	}
+	nic, _ := imprint.ChannelOf(imprint.LinkLocal)
+	root, any := nic.From(imprint.PortReaders(80)), nic.From(imprint.PortReaders(40000))
+	if !imprint.MayTravel(imprint.Private, root.Readers) || imprint.MayTravel(imprint.SecretOnly, root.Readers) || !root.Private() {
+		t.Errorf("root over the link-local network: %+v", root)
+	}
+	if imprint.MayTravel(imprint.Private, any.Readers) || any.Private() {
+		t.Errorf("any process over the link-local network: %+v", any)
 	}
 	// What is sealed to the enrolled key may go anywhere; an unknown set of readers nowhere.
 	for _, v := range []imprint.Visibility{imprint.Public, imprint.Private, imprint.SecretOnly} {
@@ -75,7 +84,7 @@ func TestSealedValuesFitTheirChannel(t *testing.T) {
 
 func TestOnlyTwoWayChannelsOfTheHostArePrivate(t *testing.T) {
 	for _, c := range imprint.Channels() {
-		want := c.Kind == imprint.VirtioSerial || c.Kind == imprint.Serial2
+		want := c.Kind == imprint.VirtioSerial || c.Kind == imprint.Serial2 || c.Kind == imprint.LinkLocal
 		if c.Private() != want {
 			t.Errorf("%s: Private = %v", c.Kind, c.Private())
 		}

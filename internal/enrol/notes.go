@@ -20,6 +20,9 @@ const (
 	readBurst = 2 * imprint.MaxParams // every parameter once, and again after a crash
 	readEvery = 10 * time.Second
 
+	servedBurst = 32 // all that a boot of cloud-init looks at that is told apart
+	servedEvery = time.Minute
+
 	noteSweep = 5 * time.Minute // how often what is idle is forgotten
 )
 
@@ -32,8 +35,11 @@ type noteSort struct {
 }
 
 func (s noteSort) limit() (burst int, every time.Duration) {
-	if s.event == imprint.EventRead {
+	switch s.event {
+	case imprint.EventRead:
 		return readBurst, readEvery
+	case imprint.EventServed:
+		return servedBurst, servedEvery
 	}
 	return refusalBurst, refusalEvery
 }

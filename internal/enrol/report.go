@@ -2,6 +2,7 @@ package enrol
 
 import (
 	"bytes"
+	"net"
 	"slices"
 	"time"
 
@@ -23,7 +24,10 @@ func report(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.Chan
 		return refused(err)
 	}
 	if r.Kind == imprint.ReportRefused { // also when the generation is over
-		return imprint.Change{Keep: true, Events: []imprint.Event{event(imprint.EventRefused, r.Channel, "reason", clip(r.Name))}}, nil
+		return imprint.Change{Keep: true, Events: []imprint.Event{event(imprint.EventRefused, r.Channel, "reason", clip(r.Name), "from", clip(r.From))}}, nil
+	}
+	if r.Kind == imprint.ReportNIC { // it is the instance's, not the generation's
+		return chosen(i, r)
 	}
 	change, err := ended(i, now)
 	if err != nil {
@@ -38,6 +42,10 @@ func report(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.Chan
 		change, err = ready(i, r, now)
 	case imprint.ReportRead:
 		change, err = read(i, r)
+	case imprint.ReportServed:
+		change = imprint.Change{Keep: true, Events: []imprint.Event{event(imprint.EventServed, r.Channel, "what", clip(r.Name), "from", clip(r.From))}}
+	case imprint.ReportHome:
+		change = booted(i, r, now)
 	case imprint.ReportPassword:
 		change, err = password(i, r)
 	default:
@@ -136,6 +144,40 @@ func read(i *imprint.Instance, r *imprint.Report) (imprint.Change, error) {
 		return imprint.Change{}, imprint.Errorf(imprint.Invalid, "report", i.Ref(), "it has no parameter %q", clip(r.Name))
 	}
 	return imprint.Change{Keep: true, Events: []imprint.Event{event(imprint.EventRead, r.Channel, "param", r.Name)}}, nil
+}
+
+// booted notes that stock software is done with its first boot.
+func booted(i *imprint.Instance, r *imprint.Report, now time.Time) imprint.Change {
+	e := &i.Enrolment
+	if !e.HomeAt.IsZero() {
+		return imprint.Change{Keep: true}
+	}
+	e.HomeAt = now
+	return imprint.Change{Events: []imprint.Event{event(imprint.EventHome, r.Channel, "from", clip(r.From))}}
+}
+
+// chosen notes the interface that the instance's host chose for it.
+func chosen(i *imprint.Instance, r *imprint.Report) (imprint.Change, error) {
+	bad := func(why string) (imprint.Change, error) {
+		return imprint.Change{Keep: true}, imprint.Errorf(imprint.Invalid, "record interface of", i.Ref(), "%s", why)
+	}
+	nic := r.NIC
+	switch {
+	case r.Witness == "" || r.Witness != i.Spec.Host:
+		return bad("only its host chooses it")
+	case nic == nil || nic.Host != r.Witness:
+		return bad("it does not say which")
+	case !nic.IPv4.Is4() || !nic.IPv4.IsLinkLocalUnicast():
+		return bad("its address is not link-local")
+	}
+	if mac, err := net.ParseMAC(nic.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 || mac.String() != nic.MAC {
+		return bad("its MAC is not that of one interface")
+	}
+	if i.NIC != nil && *i.NIC == *nic {
+		return imprint.Change{Keep: true}, nil
+	}
+	i.NIC = nic
+	return imprint.Change{WakeAt: WakeAt(i), Events: []imprint.Event{event(imprint.EventNIC, r.Channel, "mac", nic.MAC, "ipv4", nic.IPv4.String())}}, nil
 }
 
 // password keeps what the guest posted, once a generation.

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -271,4 +272,69 @@ func TestCarrierRefusals(t *testing.T) {
 		t.Errorf("%d events", n)
 	}
 	wantKind(t, w.engine.Report(t.Context(), said(id, "song", "", "")), imprint.Invalid)
+}
+
+// TestLinkLocal: what comes over the link-local network is on the timeline with
+// who asked, the end of the boot once, and the interface that the host chose.
+func TestLinkLocal(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	id := w.reserve(t, func(s *imprint.Spec) { s.Channels = []imprint.ChannelKind{imprint.LinkLocal} })
+	report := func(r imprint.Report) error {
+		r.Instance, r.Channel = id, imprint.LinkLocal
+		if r.Witness == "" {
+			r.Witness = placed
+		}
+		return w.engine.Report(t.Context(), r)
+	}
+	nic := &imprint.NIC{Host: placed, MAC: "02:00:00:00:00:01", IPv4: netip.MustParseAddr("169.254.7.7")}
+	for _, r := range []imprint.Report{
+		{Kind: imprint.ReportNIC, NIC: nic}, {Kind: imprint.ReportNIC, NIC: nic}, // said twice
+		{Kind: imprint.ReportServed, Name: "openstack/latest/user_data", From: "any process, port 40000"},
+		{Kind: imprint.ReportHome, From: "root, port 7"}, {Kind: imprint.ReportHome},
+	} {
+		if err := report(r); err != nil {
+			t.Fatalf("%s: %v", r.Kind, err)
+		}
+	}
+	wantEvents(t, w.events(id, 1), imprint.EventNIC, imprint.EventServed, imprint.EventHome)
+	served := w.store.records[id].events[2]
+	if served.Detail["what"] != "openstack/latest/user_data" || served.Detail["from"] != "any process, port 40000" || served.Channel != imprint.LinkLocal {
+		t.Errorf("%+v", served)
+	}
+	if i := w.get(id); *i.NIC != *nic || !i.Enrolment.HomeAt.Equal(w.now) {
+		t.Errorf("%+v, home %s", i.NIC, i.Enrolment.HomeAt)
+	}
+	for name, r := range map[string]imprint.Report{
+		"another host's": {Kind: imprint.ReportNIC, NIC: &imprint.NIC{Host: other, MAC: nic.MAC, IPv4: nic.IPv4}},
+		"routed":         {Kind: imprint.ReportNIC, NIC: &imprint.NIC{Host: placed, MAC: nic.MAC, IPv4: netip.MustParseAddr("10.0.0.1")}},
+		"a group's MAC":  {Kind: imprint.ReportNIC, NIC: &imprint.NIC{Host: placed, MAC: "03:00:00:00:00:01", IPv4: nic.IPv4}},
+		"no MAC":         {Kind: imprint.ReportNIC, NIC: &imprint.NIC{Host: placed, IPv4: nic.IPv4}},
+		"nothing":        {Kind: imprint.ReportNIC},
+	} {
+		if err := report(r); imprint.KindOf(err) != imprint.Invalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := report(imprint.Report{Kind: imprint.ReportHome, Witness: other}); imprint.KindOf(err) != imprint.Denied {
+		t.Errorf("from another host: %v", err)
+	}
+}
+
+// TestKeyOverLinkLocal: the host vouches for what root asked over the link-local
+// network, as for a serial port.
+func TestKeyOverLinkLocal(t *testing.T) {
+	t.Parallel()
+	w, m := newWorld(), newMachine(t)
+	id := w.reserve(t)
+	s := m.up(id)
+	s.Channel = imprint.LinkLocal
+	i, err := w.engine.Enrol(t.Context(), s)
+	if err != nil || i.Enrolment.Claim.Tier != imprint.TierHost {
+		t.Fatalf("%+v, %v", i, err)
+	}
+	s = newMachine(t).up(w.reserve(t))
+	s.Channel, s.Witness = imprint.LinkLocal, "" // from any process
+	_, err = w.engine.Enrol(t.Context(), s)
+	wantKind(t, err, imprint.Unauthorized)
 }
