@@ -37,6 +37,7 @@ type Instance struct {
 	Spec       imprint.Spec       `json:"spec"`
 	Generation imprint.Generation `json:"generation"`
 	Enrolment  Enrolment          `json:"enrolment"`
+	NIC        *imprint.NIC       `json:"nic,omitempty" doc:"The interface on the host's link-local network."`
 	Created    time.Time          `json:"created"`
 	Updated    time.Time          `json:"updated"`
 	Events     uint64             `json:"events" doc:"How many events were ever recorded."`
@@ -52,6 +53,7 @@ type Enrolment struct {
 	Delivery     *imprint.Delivery    `json:"delivery,omitempty"`
 	Claim        *imprint.Claim       `json:"claim,omitempty"`
 	Certificate  *imprint.Certificate `json:"certificate,omitempty"`
+	HomeAt       time.Time            `json:"homeAt,omitzero" doc:"When stock software said that the machine has booted."`
 	ConfirmedAt  time.Time            `json:"confirmedAt,omitzero"`
 	ClosedAt     time.Time            `json:"closedAt,omitzero"`
 	Password     []byte               `json:"password,omitempty" doc:"What the guest posted, encrypted to the operator."`
@@ -65,9 +67,9 @@ func FromInstance(i *imprint.Instance) Instance {
 		ID: i.ID, Ref: i.Ref(), Spec: i.Spec, Generation: i.Generation,
 		Enrolment: Enrolment{
 			State: e.State, Expires: e.Expires, TokenExpires: e.TokenExpires, Delivery: e.Delivery, Claim: e.Claim,
-			Certificate: e.Certificate, ConfirmedAt: e.ConfirmedAt, ClosedAt: e.ClosedAt, Password: e.Password, Reason: e.Reason,
+			Certificate: e.Certificate, HomeAt: e.HomeAt, ConfirmedAt: e.ConfirmedAt, ClosedAt: e.ClosedAt, Password: e.Password, Reason: e.Reason,
 		},
-		Created: i.Created, Updated: i.Updated, Events: i.Events, Revision: i.Revision,
+		NIC: i.NIC, Created: i.Created, Updated: i.Updated, Events: i.Events, Revision: i.Revision,
 	}
 }
 
@@ -127,10 +129,11 @@ type Description struct {
 // Port says how one of an instance's channels arrives at its host.
 type Port struct {
 	Channel   imprint.ChannelKind `json:"channel"`
-	Socket    string              `json:"socket" doc:"The path of a unix socket on the host."`
+	Socket    string              `json:"socket,omitempty" doc:"The path of a unix socket on the host."`
+	Interface string              `json:"interface,omitempty" doc:"The network interface on the host, for the channel nic."`
 	Dialled   bool                `json:"dialled,omitempty" doc:"The hypervisor listens on the socket and imprint connects; else the other way round."`
 	Connected bool                `json:"connected,omitempty" doc:"A hypervisor is at the other end."`
-	Problem   string              `json:"problem,omitempty" doc:"Why the socket cannot be used at present."`
+	Problem   string              `json:"problem,omitempty" doc:"Why it cannot be used at present."`
 }
 
 // Timeline is the kept part of an instance's events, oldest first.

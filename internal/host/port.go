@@ -14,10 +14,11 @@ import (
 // it does.
 type Port struct {
 	Channel   imprint.ChannelKind
-	Socket    string
+	Socket    string // "" for the channel nic
+	Interface string // the channel nic's
 	Dialled   bool   // the hypervisor listens on Socket and this host connects; else the other way round
 	Connected bool   // a hypervisor is at the other end
-	Problem   string // why the socket cannot be used; "" if nothing is wrong
+	Problem   string // why it cannot be used; "" if nothing is wrong
 }
 
 // Ports returns the instance's ports, in the order of their channels' names; none
