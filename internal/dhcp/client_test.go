@@ -33,7 +33,7 @@ const patience = 20 * time.Second
 type world struct {
 	*netns.Namespace
 	nic       tap.NIC
-	network   *tap.Network
+	attached  *tap.Attachment
 	responder *dhcp.Responder
 	events    chan dhcp.Event
 	last      dhcp.EventKind
@@ -52,17 +52,17 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.network, err = tap.Open(tap.Options{})
+	network, err := tap.Open(tap.Options{})
 	need.Kernel(t, imprint.KindOf(err) != imprint.Unavailable, "nftables, netdev family")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := w.network.Close(); err != nil {
+		if err := network.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	if err := w.network.Attach(w.nic, w.serve); err != nil {
+	if w.attached, err = network.Attach(w.nic, w.serve); err != nil {
 		t.Fatal(err)
 	}
 	w.Guest(t, w.nic.Name, "eth1", w.nic.MAC[:])
@@ -149,7 +149,7 @@ func (w *world) configured(t *testing.T) {
 		}
 	})
 	// Nothing that a stock client does looks like an attack.
-	if drops, err := w.network.Drops(w.nic.Name); err != nil || drops.Forged() != 0 || drops.Port != 0 {
+	if drops, err := w.attached.Drops(); err != nil || drops.Forged() != 0 || drops.Port != 0 {
 		t.Errorf("the client was counted %+v, %v", drops, err)
 	}
 }

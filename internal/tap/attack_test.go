@@ -139,7 +139,7 @@ func attackNobody(t *testing.T) {
 	wireA.settle(t)
 	wireB.settle(t)
 	for _, attack := range attacks(a.nic, b.nic) {
-		want, err := network.Drops(a.nic.Name)
+		want, err := a.Drops()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,7 +152,7 @@ func attackNobody(t *testing.T) {
 		if got := wireB.settle(t); len(got) > 0 {
 			t.Errorf("%s: the neighbour got % x", attack.name, got)
 		}
-		got, err := network.Drops(a.nic.Name)
+		got, err := a.Drops()
 		if got.Destination > want.Destination { // the guest's own kernel says MLD (RFC 3810) now and then
 			got.Destination = want.Destination
 		}
@@ -161,7 +161,7 @@ func attackNobody(t *testing.T) {
 			t.Errorf("%s: counted %+v, %v; want %+v", attack.name, got, err, want)
 		}
 	}
-	if drops, err := network.Drops(b.nic.Name); err != nil || drops.Forged()+drops.Port != 0 {
+	if drops, err := b.Drops(); err != nil || drops.Forged()+drops.Port != 0 {
 		t.Errorf("the neighbour was counted %+v, %v", drops, err)
 	}
 	// And after all that both are served, each as itself.

@@ -17,8 +17,8 @@
 // thousand. What is dropped is counted by reason: see [Drops].
 //
 //	n, err := tap.Open(tap.Options{Logger: log})
-//	err = n.Attach(tap.NIC{Name: tap.NameOf(id), MAC: lease.MAC, IPv4: lease.IPv4}, serve)
-//	err = n.Detach(name)
+//	a, err := n.Attach(tap.NIC{Name: tap.NameOf(id), MAC: lease.MAC, IPv4: lease.IPv4}, serve)
+//	err = a.Detach()
 //	err = n.Close() // or n.Leave(), before a restart
 //
 // serve runs once for each life of the interface: if the interface vanishes, its

@@ -15,8 +15,15 @@ import (
 // retryPause is how long an interface that could not be served is left alone.
 const retryPause = time.Second
 
-// attachment follows one interface through its lives.
-type attachment struct {
+// State is what became of an attached interface.
+type State struct {
+	Link *Link // nil if it is not there, or down
+	Err  error // why it is not being served; nil if it is, or is waited for
+}
+
+// Attachment follows one guest's interface through its lives. Its methods may be
+// used concurrently.
+type Attachment struct {
 	network *Network
 	nic     NIC
 	serve   Serve
@@ -30,6 +37,51 @@ type attachment struct {
 	last string // the name of the last link
 	err  error
 }
+
+// State returns what became of the interface.
+func (a *Attachment) State() State {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return State{Link: a.link, Err: a.err}
+}
+
+// Drops returns what was dropped at the interface. It fails with kind
+// [imprint.NotFound] if the interface was never there.
+func (a *Attachment) Drops() (Drops, error) {
+	name := a.interfaceName()
+	if name == "" {
+		return Drops{}, imprint.Errorf(imprint.NotFound, "count what was dropped at", a.nic.Name, "no such interface was there")
+	}
+	return a.network.filter.drops(name)
+}
+
+// Detach ends the serving and takes everything away again: a tap of imprint's is
+// deleted, an adopted interface loses its addresses, and then the rules and the
+// counts go. It may be called once more if it fails.
+func (a *Attachment) Detach() error {
+	a.stop()
+	<-a.done
+	if name := a.interfaceName(); name != "" {
+		if err := a.network.discard(name); err != nil {
+			return err
+		}
+	}
+	a.network.forget(a) // last, so that nobody attaches it again meanwhile
+	return nil
+}
+
+// interfaceName returns the name of the interface, or "" if a pattern found none so far.
+func (a *Attachment) interfaceName() string {
+	if !a.nic.pattern() {
+		return a.nic.Name
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.last
+}
+
+// has reports whether the interface name is a's, now or when it returns.
+func (a *Attachment) has(name string) bool { return a.interfaceName() == name }
 
 // watchBuffer is how many bytes of news the kernel keeps for a watcher that is
 // behind, as far as net.core.rmem_max lets it.
@@ -83,7 +135,7 @@ func (n *Network) subscribe() (<-chan netlink.LinkUpdate, context.CancelFunc, er
 func (n *Network) wake(name string, index int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, a := range n.attached {
+	for a := range n.attached {
 		if name == "" || a.concerns(name, index) {
 			select {
 			case a.wake <- struct{}{}:
@@ -93,8 +145,8 @@ func (n *Network) wake(name string, index int) {
 	}
 }
 
-func (a *attachment) concerns(name string, index int) bool {
-	if l := a.state().Link; l != nil {
+func (a *Attachment) concerns(name string, index int) bool {
+	if l := a.State().Link; l != nil {
 		return l.Index == index
 	}
 	if a.nic.pattern() {
@@ -104,19 +156,7 @@ func (a *attachment) concerns(name string, index int) bool {
 	return a.nic.Name == name
 }
 
-func (a *attachment) state() State {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return State{Link: a.link, Err: a.err}
-}
-
-func (a *attachment) lastName() string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.last
-}
-
-func (a *attachment) note(l *Link, err error) {
+func (a *Attachment) note(l *Link, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.link, a.err = l, err
@@ -127,7 +167,7 @@ func (a *attachment) note(l *Link, err error) {
 
 // run serves life after life, beginning with l if it is not nil, until the
 // attachment ends.
-func (a *attachment) run(l *Link) {
+func (a *Attachment) run(l *Link) {
 	log := a.network.log.With("interface", a.nic.Name)
 	var err error
 	logged := ""
@@ -156,7 +196,7 @@ func (a *attachment) run(l *Link) {
 
 // live serves l until the interface is gone or the attachment ends. An error is
 // serve's, which came back before.
-func (a *attachment) live(l *Link) error {
+func (a *Attachment) live(l *Link) error {
 	life, end := context.WithCancel(a.ctx)
 	defer end()
 	ended := make(chan error, 1)
@@ -197,7 +237,7 @@ func present(l *Link) bool {
 }
 
 // rest waits until something happens to the interface.
-func (a *attachment) rest() {
+func (a *Attachment) rest() {
 	select {
 	case <-a.wake:
 	case <-a.ctx.Done():
@@ -216,7 +256,7 @@ func pause(ctx context.Context, d time.Duration) {
 // bring gets the interface ready and returns it; nil if it is not there, or is
 // down. Only the first time, and when it had to be made again, is a tap of
 // imprint's set up: who set it down later wanted it down.
-func (a *attachment) bring(first bool) (l *Link, err error) {
+func (a *Attachment) bring(first bool) (l *Link, err error) {
 	defer func() { a.note(l, err) }()
 	nic := a.nic
 	raise := first
@@ -236,6 +276,9 @@ func (a *attachment) bring(first bool) (l *Link, err error) {
 		return nil, nil
 	}
 	nic.Name = attrs.Name
+	if other := a.network.holder(nic.Name, a); other != nil {
+		return nil, imprint.Errorf(imprint.Conflict, "use", nic.Name, "it is attached as the interface of the guest %s", other.nic.MAC)
+	}
 	if err := a.network.filter.apply(nic); err != nil { // before there is anything to reach
 		return nil, err
 	}

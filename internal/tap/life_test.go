@@ -89,7 +89,7 @@ func TestRestart(t *testing.T) {
 	if after, _ := rules(t); after != before/2 {
 		t.Errorf("%d rules, want half of %d", after, before)
 	}
-	if drops, err := second.Drops(g.nic.Name); err != nil || drops.MAC != 2 {
+	if drops, err := again.Drops(); err != nil || drops.MAC != 2 {
 		t.Errorf("counted %+v, %v; want both forged packets", drops, err)
 	}
 	if err := second.Discard(g.nic.Name); imprint.KindOf(err) != imprint.Conflict {
@@ -108,11 +108,12 @@ func TestRestart(t *testing.T) {
 	}
 
 	third := open(t)
-	next(t, attach(t, third, g.nic).served, "life of the interface")
+	last := attach(t, third, g.nic)
+	next(t, last.served, "life of the interface")
 	if answer, err := g.dial(t, metadata4, patience); err != nil || answer != g.nic.Name {
 		t.Errorf("after Close and another start: %q, %v", answer, err)
 	}
-	if err := third.Detach(g.nic.Name); err != nil {
+	if err := last.Detach(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := netlink.LinkByName(g.nic.Name); err == nil {
@@ -121,7 +122,7 @@ func TestRestart(t *testing.T) {
 	if left, _ := rules(t); left != 0 {
 		t.Errorf("%d rules outlive their instance", left)
 	}
-	if _, err := third.Drops(g.nic.Name); imprint.KindOf(err) != imprint.NotFound {
+	if _, err := last.Drops(); imprint.KindOf(err) != imprint.NotFound {
 		t.Errorf("counts outlive their instance: %v", err)
 	}
 }
@@ -160,12 +161,15 @@ func TestAdoptedInterfaceReturns(t *testing.T) {
 	adopted.Adopt, adopted.Name = true, "vnet*"
 	g := attach(t, network, adopted)
 	g.Namespace = netns.New(t)
-	if state, err := network.State("vnet*"); err != nil || state.Link != nil || state.Err != nil {
-		t.Errorf("waited for: %+v, %v", state, err)
+	if state := g.State(); state.Link != nil || state.Err != nil {
+		t.Errorf("waited for: %+v", state)
 	}
-	// Somebody else's, which the pattern fits too.
-	stranger := &guest{Namespace: netns.New(t), nic: nic(2)}
-	stranger.pair(t, tap.MAC{0xfe, 0, 0, 0, 0, 2})
+	// Another's, which the pattern fits too.
+	neighbour := nic(2)
+	neighbour.Adopt, neighbour.Name = true, "vnet*"
+	other := attach(t, network, neighbour)
+	stranger := &guest{Namespace: netns.New(t), nic: nic(3)}
+	stranger.pair(t, tap.MAC{0xfe, 0, 0, 0, 0, 3})
 	renamed, err := netlink.LinkByName("vnet7")
 	if err == nil {
 		err = netlink.LinkSetName(renamed, "vnet6")
@@ -185,7 +189,7 @@ func TestAdoptedInterfaceReturns(t *testing.T) {
 		if answer, err := g.dial(t, metadata4, patience); err != nil || answer != "vnet*" {
 			t.Errorf("life %d: %q, %v", life, answer, err)
 		}
-		before, err := network.Drops("vnet7")
+		before, err := g.Drops()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -193,7 +197,7 @@ func TestAdoptedInterfaceReturns(t *testing.T) {
 		w.host = tap.MAC{0xfe, 0, 0, 0, 0, 1}
 		w.send(t, frame(w.host, tap.MAC{2, 9}, unix.ETH_P_IP, make([]byte, 20)))
 		w.settle(t)
-		if drops, err := network.Drops("vnet7"); err != nil || drops.MAC != before.MAC+1 {
+		if drops, err := g.Drops(); err != nil || drops.MAC != before.MAC+1 {
 			t.Errorf("life %d: a forged packet made of %+v %+v, %v", life, before, drops, err)
 		}
 		link, err := netlink.LinkByIndex(l.Index)
@@ -209,7 +213,10 @@ func TestAdoptedInterfaceReturns(t *testing.T) {
 	if index[0] == index[1] {
 		t.Errorf("both lives had index %d", index[0])
 	}
-	if err := network.Detach("vnet*"); err != nil {
+	if state := other.State(); state.Link != nil {
+		t.Errorf("the neighbour has %+v", state.Link)
+	}
+	if err := g.Detach(); err != nil {
 		t.Fatal(err)
 	}
 	link, err := netlink.LinkByName("vnet7")
@@ -255,12 +262,12 @@ func TestBridgedInterfaceIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		state, err := network.State(g.nic.Name)
-		if err == nil && state.Link == nil && imprint.KindOf(state.Err) == imprint.Conflict {
+		state := g.State()
+		if state.Link == nil && imprint.KindOf(state.Err) == imprint.Conflict {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("state %+v, %v", state, err)
+			t.Fatalf("state %+v", state)
 		}
 	}
 	if err := netlink.LinkSetNoMaster(link); err != nil {
@@ -330,7 +337,7 @@ func TestAttachRefuses(t *testing.T) {
 		"loopback":          {change(func(n *tap.NIC) { n.Name, n.Adopt = "lo", true }), imprint.Conflict, "not an Ethernet"},
 		"another owner":     {change(func(n *tap.NIC) { n.Owner = &tap.Owner{UID: -1} }), imprint.Invalid, "cannot own it"},
 	} {
-		err := network.Attach(c.nic, func(context.Context, *tap.Link) error { return nil })
+		_, err := network.Attach(c.nic, func(context.Context, *tap.Link) error { return nil })
 		if imprint.KindOf(err) != c.kind || err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -350,7 +357,7 @@ func TestPortInUse(t *testing.T) {
 	network := open(t)
 	failed := make(chan error, 16)
 	g := &guest{nic: nic(1), heard: make(chan string, 1), served: make(chan *tap.Link, 1)}
-	err = network.Attach(g.nic, func(ctx context.Context, l *tap.Link) error {
+	a, err := network.Attach(g.nic, func(ctx context.Context, l *tap.Link) error {
 		err := g.serve(ctx, l)
 		failed <- err
 		return err
@@ -364,8 +371,8 @@ func TestPortInUse(t *testing.T) {
 	}
 	other.Close()
 	next(t, g.served, "life of the interface")
-	if state, err := network.State(g.nic.Name); err != nil || state.Err != nil || state.Link == nil {
-		t.Errorf("state %+v, %v", state, err)
+	if state := a.State(); state.Err != nil || state.Link == nil {
+		t.Errorf("state %+v", state)
 	}
 }
 
@@ -432,7 +439,7 @@ func TestWithoutRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	heard := make(chan error, 1)
-	err = network.Attach(nic(1), func(ctx context.Context, l *tap.Link) error {
+	a, err := network.Attach(nic(1), func(ctx context.Context, l *tap.Link) error {
 		conn, err := l.ListenDHCP(ctx)
 		if err == nil {
 			conn.Close()
@@ -454,7 +461,7 @@ func TestWithoutRoot(t *testing.T) {
 	if err := next(t, heard, "listeners"); err != nil {
 		t.Error(err)
 	}
-	if drops, err := network.Drops(nic(1).Name); err != nil {
+	if drops, err := a.Drops(); err != nil {
 		t.Errorf("drops %+v, %v", drops, err)
 	}
 	tun, err := netns.OpenTap(nic(1).Name) // as its owner

@@ -22,12 +22,6 @@ type Options struct {
 // latest. If it returns before, it is called again after a pause.
 type Serve func(ctx context.Context, l *Link) error
 
-// State is what became of an attached interface.
-type State struct {
-	Link *Link // nil if it is not there, or down
-	Err  error // why it is not being served; nil if it is, or is waited for
-}
-
 // Network is the link-local network of one hypervisor. Its methods may be used
 // concurrently.
 type Network struct {
@@ -35,10 +29,10 @@ type Network struct {
 	filter *filter
 	ctx    context.Context // of everything that runs
 	stop   context.CancelFunc
-	group  sync.WaitGroup // watch, and each attachment's run
+	group  sync.WaitGroup // watch, and each Attachment's run
 
 	mu       sync.Mutex
-	attached map[string]*attachment // by [NIC.Name]
+	attached map[*Attachment]bool
 	closed   bool
 }
 
@@ -57,7 +51,7 @@ func Open(o Options) (*Network, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	n := &Network{log: log, filter: f, ctx: ctx, stop: stop, attached: map[string]*attachment{}}
+	n := &Network{log: log, filter: f, ctx: ctx, stop: stop, attached: map[*Attachment]bool{}}
 	if err := n.watch(); err != nil {
 		stop()
 		return nil, err
@@ -71,43 +65,42 @@ func Open(o Options) (*Network, error) {
 //
 // It fails with kind [imprint.Invalid] if nic can be no guest's interface, and
 // with kind [imprint.Conflict] if its name, MAC or address is another's.
-func (n *Network) Attach(nic NIC, serve Serve) error {
+func (n *Network) Attach(nic NIC, serve Serve) (*Attachment, error) {
 	if err := nic.check(); err != nil {
-		return err
+		return nil, err
 	}
 	nic.Ports = slices.Clone(nic.ports())
-	a := &attachment{network: n, nic: nic, serve: serve, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	a := &Attachment{network: n, nic: nic, serve: serve, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	a.ctx, a.stop = context.WithCancel(n.ctx)
 	if err := n.add(a); err != nil {
 		a.stop()
-		return err
+		return nil, err
 	}
 	l, err := a.bring(true)
 	if err != nil {
 		a.stop()
 		n.forget(a)
-		close(a.done)
 		n.group.Done()
-		return err
+		return nil, err
 	}
 	go func() {
 		defer n.group.Done()
 		defer close(a.done)
 		a.run(l)
 	}()
-	return nil
+	return a, nil
 }
 
-func (n *Network) add(a *attachment) error {
+func (n *Network) add(a *Attachment) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
 		return imprint.Errorf(imprint.Unavailable, "attach", a.nic.Name, "the network is closed")
 	}
-	for _, other := range n.attached {
+	for other := range n.attached {
 		var what string
 		switch {
-		case other.nic.Name == a.nic.Name:
+		case other.nic.Name == a.nic.Name && !a.nic.pattern():
 			return imprint.Errorf(imprint.Conflict, "attach", a.nic.Name, "it is attached already")
 		case other.nic.MAC == a.nic.MAC:
 			what = a.nic.MAC.String()
@@ -119,45 +112,27 @@ func (n *Network) add(a *attachment) error {
 		return imprint.Errorf(imprint.Conflict, "attach", a.nic.Name, "%s belongs to the guest at %s", what, other.nic.Name).
 			WithHint("give each guest a MAC and an address of its own")
 	}
-	n.attached[a.nic.Name] = a
+	n.attached[a] = true
 	n.group.Add(1)
 	return nil
 }
 
-func (n *Network) forget(a *attachment) {
+func (n *Network) forget(a *Attachment) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.attached[a.nic.Name] == a {
-		delete(n.attached, a.nic.Name)
-	}
+	delete(n.attached, a)
 }
 
-// Detach ends the serving of name, as it was attached, and takes everything away
-// again: a tap of imprint's is deleted, an adopted interface loses its
-// addresses, and then the rules and the counts go. It fails with kind
-// [imprint.NotFound] if nothing of that name is attached.
-func (n *Network) Detach(name string) error {
+// holder returns who, other than a, has the interface name; nil is nobody.
+func (n *Network) holder(name string, a *Attachment) *Attachment {
 	n.mu.Lock()
-	a, ok := n.attached[name]
-	n.mu.Unlock()
-	if !ok {
-		return imprint.Errorf(imprint.NotFound, "detach", name, "it is not attached")
+	defer n.mu.Unlock()
+	for other := range n.attached {
+		if other != a && other.has(name) {
+			return other
+		}
 	}
-	a.stop()
-	<-a.done
-	defer n.forget(a) // last, so that nobody attaches it again meanwhile
-	names := []string{}
-	if !a.nic.pattern() {
-		names = append(names, name)
-	}
-	if last := a.lastName(); last != "" && last != name {
-		names = append(names, last)
-	}
-	var errs []error
-	for _, name := range names {
-		errs = append(errs, n.discard(name))
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // Strays returns the names of interfaces that an earlier process served and
@@ -168,13 +143,12 @@ func (n *Network) Strays() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	attached := n.names()
-	return slices.DeleteFunc(names, func(name string) bool { return slices.Contains(attached, name) }), nil
+	return slices.DeleteFunc(names, func(name string) bool { return n.holder(name, nil) != nil }), nil
 }
 
-// Discard takes away what was given to the stray name, as [Network.Detach] does.
+// Discard takes away what was given to the stray name, as [Attachment.Detach] does.
 func (n *Network) Discard(name string) error {
-	if slices.Contains(n.names(), name) {
+	if n.holder(name, nil) != nil {
 		return imprint.Errorf(imprint.Conflict, "discard", name, "it is attached")
 	}
 	return n.discard(name)
@@ -197,36 +171,6 @@ func (n *Network) discard(name string) error {
 	}
 	return n.filter.remove(name)
 }
-
-// names returns the interfaces of all attachments.
-func (n *Network) names() []string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	var names []string
-	for name, a := range n.attached {
-		names = append(names, name)
-		if last := a.lastName(); last != "" && last != name {
-			names = append(names, last)
-		}
-	}
-	return names
-}
-
-// State returns what became of name, as it was attached.
-func (n *Network) State(name string) (State, error) {
-	n.mu.Lock()
-	a, ok := n.attached[name]
-	n.mu.Unlock()
-	if !ok {
-		return State{}, imprint.Errorf(imprint.NotFound, "look at", name, "it is not attached")
-	}
-	return a.state(), nil
-}
-
-// Drops returns what was dropped at the interface name, which is [Link.NIC]'s
-// if it was found by a pattern. It fails with kind [imprint.NotFound] if the
-// interface was never there.
-func (n *Network) Drops(name string) (Drops, error) { return n.filter.drops(name) }
 
 // Leave ends the serving and leaves interfaces and rules as they are, for the
 // process that comes next. Until then guests reach nothing.

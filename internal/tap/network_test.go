@@ -32,7 +32,7 @@ func TestGuestsReachTheirHost(t *testing.T) {
 		if from := next(t, g.heard, "connection"); from != g.nic.IPv4.String() {
 			t.Errorf("guest %d came from %s", n, from)
 		}
-		drops, err := network.Drops(g.nic.Name)
+		drops, err := g.Drops()
 		if err != nil || drops.Forged() != 0 || drops.Port != 0 {
 			t.Errorf("guest %d did nothing wrong, and was counted %+v, %v", n, drops, err)
 		}

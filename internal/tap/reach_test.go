@@ -47,7 +47,7 @@ func TestNothingIsForwarded(t *testing.T) {
 	inside := join(t, network, 1)
 	wire := inside.wire(t)
 	wire.settle(t)
-	before, err := network.Drops(inside.nic.Name)
+	before, err := inside.Drops()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestNothingIsForwarded(t *testing.T) {
 	for _, f := range wire.settle(t) {
 		t.Errorf("the guest got % x", f)
 	}
-	if now, err := network.Drops(inside.nic.Name); err != nil || now.Outbound < before.Outbound+2 {
+	if now, err := inside.Drops(); err != nil || now.Outbound < before.Outbound+2 {
 		t.Errorf("counted %+v, %v; before %+v", now, err, before)
 	}
 
@@ -83,7 +83,7 @@ func TestNothingIsForwarded(t *testing.T) {
 			t.Errorf("the neighbouring host got % x", f)
 		}
 	}
-	if now, err := network.Drops(inside.nic.Name); err != nil || now.Destination == before.Destination {
+	if now, err := inside.Drops(); err != nil || now.Destination == before.Destination {
 		t.Errorf("counted %+v, %v", now, err)
 	}
 }
@@ -122,7 +122,7 @@ func TestIPv6SourcesAreLimited(t *testing.T) {
 			known++
 		}
 	}
-	drops, err := network.Drops(g.nic.Name)
+	drops, err := g.Drops()
 	if known == 0 || known > 8 || err != nil || drops.Source != tried-8 {
 		t.Errorf("the host knows %d addresses, and dropped %+v, %v; want 8, and the rest for their source", known, drops, err)
 	}

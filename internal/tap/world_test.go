@@ -30,6 +30,7 @@ const patience = 10 * time.Second
 // guest is a namespace at the end of a tap, and what the host serves it.
 type guest struct {
 	*netns.Namespace
+	*tap.Attachment
 	nic    tap.NIC
 	heard  chan string // one line for each connection that the host accepted from it
 	served chan *tap.Link
@@ -98,7 +99,8 @@ func configureGuest(t *testing.T, ip netip.Addr, host tap.MAC) {
 func attach(t *testing.T, network *tap.Network, nic tap.NIC) *guest {
 	t.Helper()
 	g := &guest{nic: nic, heard: make(chan string, 64), served: make(chan *tap.Link, 16)}
-	if err := network.Attach(nic, g.serve); err != nil {
+	var err error
+	if g.Attachment, err = network.Attach(nic, g.serve); err != nil {
 		t.Fatal(err)
 	}
 	return g
