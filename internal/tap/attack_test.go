@@ -116,6 +116,13 @@ func TestAttacksReachNobodyWithReadOnlySysctls(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	freezeSysctls(t)
+	attackNobody(t)
+}
+
+// freezeSysctls makes them read-only, as a hardened service sees them.
+func freezeSysctls(t *testing.T) {
+	t.Helper()
 	for _, err := range []error{
 		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
 		unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""),
@@ -128,7 +135,6 @@ func TestAttacksReachNobodyWithReadOnlySysctls(t *testing.T) {
 	if err := netns.Sysctl(unkindSysctls[0], "0"); err == nil {
 		t.Fatal("sysctls are not read-only")
 	}
-	attackNobody(t)
 }
 
 func attackNobody(t *testing.T) {

@@ -14,7 +14,8 @@
 // is the only place that sees MAC addresses, ARP, IPv4 and IPv6 before the host
 // does, and also what a bridge or another interface sends. They match literal values, one
 // chain an interface, so that a packet costs the same with one guest as with a
-// thousand. What is dropped is counted by reason: see [Drops].
+// thousand. What is dropped is counted by reason: see [Drops]. What is let
+// through still meets the operator's own rules, which have to accept it.
 //
 //	n, err := tap.Open(tap.Options{Logger: log})
 //	a, err := n.Attach(tap.NIC{Name: tap.NameOf(id), MAC: lease.MAC, IPv4: lease.IPv4}, serve)

@@ -145,9 +145,11 @@ func (n *Network) wake(name string, index int) {
 	}
 }
 
+// concerns reports whether news of an interface may be about a's: the one that
+// it has, or the one that takes its place.
 func (a *Attachment) concerns(name string, index int) bool {
-	if l := a.State().Link; l != nil {
-		return l.Index == index
+	if l := a.State().Link; l != nil && l.Index == index {
+		return true
 	}
 	if a.nic.pattern() {
 		ok, _ := path.Match(a.nic.Name, name)
@@ -287,7 +289,9 @@ func (a *Attachment) bring(first bool) (l *Link, err error) {
 		return nil, err
 	}
 	if left {
-		a.network.log.Warn("the interface keeps its sysctls, which are read-only here; its rules hold without them", "interface", nic.Name)
+		a.network.warn.Do(func() {
+			a.network.log.Warn("interfaces keep their sysctls, which are read-only here; the rules hold without them", "interface", nic.Name)
+		})
 	}
 	ipv6, err := configure(found, nic)
 	if err != nil {

@@ -30,6 +30,7 @@ type Network struct {
 	ctx    context.Context // of everything that runs
 	stop   context.CancelFunc
 	group  sync.WaitGroup // watch, and each Attachment's run
+	warn   sync.Once      // of read-only sysctls
 
 	mu       sync.Mutex
 	attached map[*Attachment]bool
@@ -64,7 +65,8 @@ func Open(o Options) (*Network, error) {
 // served from when it is there.
 //
 // It fails with kind [imprint.Invalid] if nic can be no guest's interface, and
-// with kind [imprint.Conflict] if its name, MAC or address is another's.
+// with kind [imprint.Conflict] if its name, MAC or address is another's. What it
+// made until then is a stray: see [Network.Strays].
 func (n *Network) Attach(nic NIC, serve Serve) (*Attachment, error) {
 	if err := nic.check(); err != nil {
 		return nil, err

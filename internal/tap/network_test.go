@@ -38,3 +38,21 @@ func TestGuestsReachTheirHost(t *testing.T) {
 		}
 	}
 }
+
+// Where IPv6 is off and may not be turned on, IPv4 is served.
+func TestWithoutIPv6(t *testing.T) {
+	if !netns.IsolateWith(t, ownMounts) {
+		return
+	}
+	if err := netns.Sysctl("ipv6/conf/default/disable_ipv6", "1"); err != nil {
+		t.Fatal(err)
+	}
+	freezeSysctls(t)
+	g := join(t, open(t), 1)
+	if l := next(t, g.served, "life of the interface"); len(l.Networks()) != 1 || l.Networks()[0] != "tcp4" {
+		t.Errorf("listens on %v", l.Networks())
+	}
+	if answer, err := g.dial(t, metadata4, patience); err != nil || answer != g.nic.Name {
+		t.Errorf("answer %q, %v", answer, err)
+	}
+}

@@ -4,6 +4,7 @@
 package netns
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -40,8 +41,8 @@ func IsolateWith(t *testing.T, with func(*exec.Cmd)) bool {
 		return true
 	}
 	need.Root(t)
-	_, err := os.Stat("/dev/net/tun")
-	need.Kernel(t, err == nil, "tun")
+	_, tun := os.Stat("/dev/net/tun")
+	need.Kernel(t, tun == nil, "tun")
 	// The link, so that a user who may not see the directory can start it too.
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1")
 	cmd.Env = append(os.Environ(), inside+"="+t.Name())
@@ -50,6 +51,7 @@ func IsolateWith(t *testing.T, with func(*exec.Cmd)) bool {
 		with(cmd)
 	}
 	out, err := cmd.CombinedOutput()
+	need.Kernel(t, !errors.Is(err, syscall.EPERM), "network namespaces that this process may make (CAP_SYS_ADMIN)")
 	switch {
 	case err != nil:
 		t.Errorf("in a namespace of its own: %v\n%s", err, out)
