@@ -49,8 +49,8 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 	freezeSysctls(t)
 	g := join(t, open(t), 1)
-	if l := next(t, g.served, "life of the interface"); len(l.Networks()) != 1 || l.Networks()[0] != "tcp4" {
-		t.Errorf("listens on %v", l.Networks())
+	if networks := g.link.Networks(); len(networks) != 1 || networks[0] != "tcp4" {
+		t.Errorf("listens on %v", networks)
 	}
 	if answer, err := g.dial(t, metadata4, patience); err != nil || answer != g.nic.Name {
 		t.Errorf("answer %q, %v", answer, err)

@@ -34,6 +34,7 @@ type guest struct {
 	nic    tap.NIC
 	heard  chan string // one line for each connection that the host accepted from it
 	served chan *tap.Link
+	link   *tap.Link // its first life, of a guest that joined
 }
 
 // nic returns the nth guest's interface.
@@ -66,6 +67,7 @@ func open(t *testing.T) *tap.Network {
 func join(t *testing.T, network *tap.Network, n byte) *guest {
 	t.Helper()
 	g := attach(t, network, nic(n))
+	g.link = next(t, g.served, "life of the interface")
 	g.Namespace = netns.New(t)
 	g.Guest(t, g.nic.Name, "eth1", g.nic.MAC[:])
 	g.Do(t, func() { configureGuest(t, g.nic.IPv4, tap.HostMAC) })
