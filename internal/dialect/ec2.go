@@ -76,7 +76,7 @@ func ec2Leaves(inst *imprint.Instance, facts Facts) []ec2Leaf {
 
 // EC2KeyEntry is how the listing of "public-keys" names key i: without the slash
 // of a directory, and with the key's name.
-func EC2KeyEntry(i string) string { return i + "=key-" + i }
+func EC2KeyEntry(i string) string { return i + "=" + keyPrefix + i }
 
 // EC2PasswordData is the answer of EC2's GetPasswordData for inst, in the JSON of
 // aws-cli. PasswordData is base64 of RSA PKCS #1 v1.5, and empty until the guest

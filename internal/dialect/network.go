@@ -4,10 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"imprint"
 )
@@ -29,9 +29,11 @@ func zone(spec *imprint.Spec, facts Facts) string {
 	return cmp.Or(facts.Datacenter, string(spec.Host))
 }
 
-// keyName names the instance's SSH key i. Comments of keys are not unique and may
-// hold anything.
-func keyName(i int) string { return fmt.Sprintf("key-%d", i) }
+// keyPrefix begins the names that stock software gets for SSH keys; their numbers
+// follow. Comments of keys are not unique and may hold anything.
+const keyPrefix = "key-"
+
+func keyName(i int) string { return keyPrefix + strconv.Itoa(i) }
 
 // publicFacts are the operator's metadata and public parameters, the former first.
 func publicFacts(spec *imprint.Spec) map[string]string {

@@ -249,19 +249,12 @@ func hops(routes []imprint.Route, v4 bool) []novaHop {
 		if r.Via.Is4() != v4 {
 			continue
 		}
-		to := netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-		if v4 {
-			to = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-		}
-		if !isDefault(r.To) {
-			var err error
-			if to, err = netip.ParsePrefix(r.To); err != nil {
-				continue // a checked spec has none
-			}
+		if isDefault(r.To) {
+			all := netip.PrefixFrom(r.Via, 0).Masked()
+			list = slices.Insert(list, 0, novaHop{all.Addr().String(), netmask(all), r.Via})
+		} else if to, err := netip.ParsePrefix(r.To); err == nil { // a checked spec has no other
 			list = append(list, novaHop{to.Addr().String(), netmask(to), r.Via})
-			continue
 		}
-		list = slices.Insert(list, 0, novaHop{to.Addr().String(), netmask(to), r.Via})
 	}
 	return list
 }

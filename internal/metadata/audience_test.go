@@ -195,6 +195,17 @@ func TestRefusalsAreRationedAndFitToBeShown(t *testing.T) {
 	if name := w.accesses[0].Name; len(name) != 128 || strings.Contains(name, "\x1b") || !strings.HasPrefix(name, "imprint/v1/param/token?[2J") {
 		t.Errorf("name %q", name)
 	}
+	w.get("/latest/user-data")
+	if len(w.accesses) != 21 { // reads have a ration of their own
+		t.Errorf("%d accesses after a read", len(w.accesses))
+	}
+	for range 1000 {
+		w.get("/latest/user-data")
+	}
+	if len(w.accesses) != 41 { // the first, and a burst
+		t.Errorf("%d accesses after many reads", len(w.accesses))
+	}
+	w.accesses = w.accesses[:20]
 	w.now = w.now.Add(2 * time.Minute)
 	for range 10 {
 		w.do(processPort, "GET", "/", "", "Via", "1.1 proxy")

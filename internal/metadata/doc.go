@@ -28,33 +28,46 @@ import (
 // Limits on one guest. Together they bound what its processes can make the host
 // keep in memory.
 const (
-	MaxHeader             = 16 << 10 // bytes of a request's first line and header
-	MaxConnections        = 64       // open at a time from source ports that any process may use
-	MaxRootConnections    = 16       // open at a time besides, from the guest's root
-	MaxPassword           = 4 << 10  // bytes; RSA-8192 has 1368 in base64, and Nova stops at 1020
-	MaxPhoneHome          = 64 << 10 // bytes of a phone-home form
-	MaxPhoneHomeFields    = 32       // fields of it
-	MaxNativeValue        = 64 << 10 // bytes of a value put below /imprint/v1/
-	MaxPipeMessage        = 11 << 10 // bytes of one message; so that it fits a serial frame too
-	headerTime            = 5 * time.Second
-	requestTime           = 20 * time.Second // to send a whole request
-	replyTime             = 40 * time.Second // to decide and to take the whole reply
-	idleTime              = time.Minute      // between requests of one connection
-	shutdownTime          = 5 * time.Second  // for requests that are under way at the end
-	PipeWait              = 15 * time.Second // how long a read of an empty pipe waits; below requestTime, which would end it
-	MaxTokenTTL           = 6 * time.Hour    // of an IMDSv2 session, as in EC2
-	maxAccessName         = 128              // bytes of what an [Access] quotes from a request
-	defaultPipe           = "default"        // the pipe that a request without a name means
-	refusalBurst          = 20               // refusals that are reported at once
-	refusalEvery          = time.Minute      // and one more each time
-	retryAfter            = "1"              // seconds, for a guest whose record is not here yet
-	pipeMessageHeader     = "X-Imprint-Message"
-	tokenHeader           = "X-Aws-Ec2-Metadata-Token"
-	tokenTTLHeader        = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
-	textPlain             = "text/plain; charset=UTF-8"
-	maxIPv6Zone           = 64   // bytes of the zone in a Host header
-	maxConcurrentPipeRead = 16   // waiting at a time; more are answered as if nothing came
-	maxProxyConnections   = 4096 // open at a time from Neutron's agents
+	MaxHeader          = 16 << 10 // bytes of a request's first line and header
+	MaxConnections     = 64       // open at a time from source ports that any process may use
+	MaxRootConnections = 16       // open at a time besides, from the guest's root
+	MaxPassword        = 4 << 10  // bytes; RSA-8192 has 1368 in base64, and Nova stops at 1020
+	MaxPhoneHome       = 64 << 10 // bytes of a phone-home form
+	MaxPhoneHomeFields = 32       // fields of it
+	MaxNativeValue     = 64 << 10 // bytes of a value put below /imprint/v1/
+	MaxPipeMessage     = 11 << 10 // bytes of one message; so that it fits a serial frame too
+	maxPipeReads       = 16       // waiting at a time; more are answered as if nothing came
+	maxIPv6Zone        = 64       // bytes of the zone in a Host field
+	maxAccessName      = 128      // bytes of what an [Access] quotes from a request
+	reportBurst        = 20       // refusals, and separately reads of user data, that are reported at once
+	reportEvery        = time.Minute
+)
+
+// maxProxyConnections is how many connections Neutron's agents may have open.
+const maxProxyConnections = 4096
+
+// Time limits.
+const (
+	// PipeWait is how long a read of an empty pipe waits. It is shorter than
+	// requestTime, at whose end net/http gives the request up.
+	PipeWait = 15 * time.Second
+	// MaxTokenTTL is how long an IMDSv2 session may be, as in EC2.
+	MaxTokenTTL = 6 * time.Hour
+
+	headerTime   = 5 * time.Second  // to send a request's header
+	requestTime  = 20 * time.Second // to send a whole request
+	replyTime    = 40 * time.Second // to decide, and to take the whole reply
+	idleTime     = time.Minute      // between requests of one connection
+	shutdownTime = 5 * time.Second  // for requests that are under way at the end
+)
+
+// Header fields, as net/http spells them, and what is sent in them.
+const (
+	tokenHeader       = "X-Aws-Ec2-Metadata-Token"
+	tokenTTLHeader    = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
+	pipeMessageHeader = "X-Imprint-Message"
+	textPlain         = "text/plain; charset=UTF-8"
+	retryAfter        = "1" // seconds, for a guest whose record is not here yet
 )
 
 // HopLimit is the IP time to live, and the IPv6 hop limit, that a listener should
@@ -94,10 +107,10 @@ type Access struct {
 
 // Reporter takes note of what a guest did.
 type Reporter interface {
-	// Report is called before the reply is sent: for every read of user data, for
-	// the first read in each dialect by each class of readers in a generation, and
-	// for refusals, of which a burst is passed on and then one a minute. It must
-	// not block.
+	// Report is called before the reply is sent: for the first read in each dialect
+	// by each class of readers in a generation, for reads of user data, and for
+	// refusals. Of the latter two a burst of 20 is passed on, and then one a minute.
+	// It must not block.
 	Report(context.Context, Access)
 }
 
@@ -113,12 +126,10 @@ type Inbox interface {
 	PhoneHome(ctx context.Context, from Origin, form url.Values) error
 }
 
-// Native answers imprint's own keys ([dialect.KeyPayload] and so on) to a reader.
+// Native answers imprint's own keys, those that package dialect names, to a reader.
 // Errors of kind NotFound, Denied, Invalid, Conflict, Contested, Exhausted and
 // Unavailable become a status; Invalid, Conflict, Contested and Exhausted are told
 // to the guest in one sentence.
-//
-// [dialect.KeyPayload]: https://pkg.go.dev/imprint/internal/dialect
 type Native interface {
 	// Get returns the value of key for from.Readers. It decides by
 	// [imprint.MayTravel] whether they may have it, and puts reads of private values

@@ -23,11 +23,14 @@ func ganetiMedia(name string) media {
 	return plain
 }
 
-// The pipe, each followed by nothing or by a slash and a name.
+// The two ends of the pipe, each followed by nothing or by a slash and a name.
 const (
 	readPath  = "ganeti/latest/read"
 	writePath = "ganeti/latest/write"
 )
+
+// defaultPipe is the pipe that a request without a name means.
+const defaultPipe = "default"
 
 // pipeOf returns the pipe that name asks for below path.
 func pipeOf(name, path string) (pipe string, ok bool) {
@@ -111,7 +114,7 @@ func (c *call) readPipe(pipe string) {
 		}
 		wait = min(wait, time.Duration(seconds)*time.Second)
 	}
-	if c.s.reading.Add(1) > maxConcurrentPipeRead {
+	if c.s.reading.Add(1) > maxPipeReads {
 		wait = 0
 	}
 	defer c.s.reading.Add(-1)

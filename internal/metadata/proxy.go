@@ -69,7 +69,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s, err := p.c.Guests.Proxied(r.Context(), instance, project)
 	switch kind := imprint.KindOf(err); {
-	case err == nil && s.c.Proxied:
+	case err == nil && s != nil && s.c.Proxied:
 		s.ServeHTTP(w, r)
 	case err != nil && kind == imprint.NotFound:
 		tell(w, http.StatusNotFound, http.StatusText(http.StatusNotFound))

@@ -6,7 +6,7 @@ import (
 )
 
 // ration bounds what one guest can make its host report: a burst, and then one
-// more each refusalEvery.
+// more each reportEvery.
 type ration struct {
 	mu    sync.Mutex
 	used  int       // guarded by mu; of the burst
@@ -20,10 +20,10 @@ func (r *ration) take(now time.Time) bool {
 	if r.used == 0 || now.Before(r.since) {
 		r.since = now
 	}
-	earned := min(int(now.Sub(r.since)/refusalEvery), r.used)
+	earned := min(int(now.Sub(r.since)/reportEvery), r.used)
 	r.used -= earned
-	r.since = r.since.Add(time.Duration(earned) * refusalEvery)
-	if r.used >= refusalBurst {
+	r.since = r.since.Add(time.Duration(earned) * reportEvery)
+	if r.used >= reportBurst {
 		return false
 	}
 	r.used++

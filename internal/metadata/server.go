@@ -47,7 +47,8 @@ type Server struct {
 	seen    atomic.Uint64 // generation << 32 | a bit for each dialect and class of readers that was reported
 	home    atomic.Uint32 // the generation that phoned home
 	reading atomic.Int32  // reads of pipes under way
-	refused ration
+	refused ration        // of refusals
+	user    ration        // of reads of user data
 }
 
 // New returns the server of one guest. It fails with kind Invalid if c lacks what
@@ -192,7 +193,7 @@ func (c *call) serve() {
 		}
 		c.write(page)
 	default:
-		if page.bootOnly || c.unseen() {
+		if c.unseen() || page.bootOnly && c.s.user.take(c.now) {
 			c.note("")
 		}
 		c.write(page)
