@@ -195,6 +195,11 @@ func TestRefusalsAreRationedAndFitToBeShown(t *testing.T) {
 	if name := w.accesses[0].Name; len(name) != 128 || strings.Contains(name, "\x1b") || !strings.HasPrefix(name, "imprint/v1/param/token?[2J") {
 		t.Errorf("name %q", name)
 	}
+	w.do(rootPort, "GET", "/", "", "Via", "1.1 proxy")
+	if n := len(w.accesses); n != 21 || !w.accesses[20].Origin.Root() { // root has a ration of its own
+		t.Fatalf("%d accesses after one of root", n)
+	}
+	w.accesses = w.accesses[:20]
 	w.get("/latest/user-data")
 	if len(w.accesses) != 21 { // reads have a ration of their own
 		t.Errorf("%d accesses after a read", len(w.accesses))

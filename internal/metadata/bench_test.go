@@ -46,6 +46,16 @@ func BenchmarkHandler(b *testing.B) {
 	}
 }
 
+// BenchmarkRender is what a change of an instance costs: all dialects, and the
+// trees for all audiences.
+func BenchmarkRender(b *testing.B) {
+	w := newWorld(b, instance(), nil)
+	b.ReportAllocs()
+	for b.Loop() {
+		w.render()
+	}
+}
+
 type discard struct{ header http.Header }
 
 func (d *discard) Header() http.Header         { return d.header }

@@ -21,7 +21,7 @@ var forwarding = map[string]struct{}{
 }
 
 // guard says why a request is not one of the guest's own; "" if it may be.
-// names are further host names, in lower case.
+// names are further host names.
 func guard(r *http.Request, names []string) string {
 	switch {
 	// In absolute form the authority takes the place of the Host field (RFC 9112

@@ -88,12 +88,13 @@ var versions = newPage([]byte(strings.Join(dialect.EC2Versions(), "\n")), plain)
 // signature covers the instance alone, for ever: see docs/howto/neutron.md.
 func (p *Proxy) identify(h http.Header) (instance, project string, status int, text string) {
 	for _, field := range []string{instanceHeader, signatureHeader, tenantHeader} {
+		name := strings.Replace(field, "-Id", "-ID", 1) // as Nova and Neutron write it
 		switch len(h[field]) {
 		case 0:
-			return "", "", http.StatusBadRequest, field + " header is missing from request."
+			return "", "", http.StatusBadRequest, name + " header is missing from request."
 		case 1:
 		default:
-			return "", "", http.StatusBadRequest, "Multiple " + field + " headers found within request."
+			return "", "", http.StatusBadRequest, "Multiple " + name + " headers found within request."
 		}
 	}
 	instance, project = h[instanceHeader][0], h[tenantHeader][0]

@@ -92,9 +92,9 @@ func TestNeutronSaysWhoAsksAndProvesIt(t *testing.T) {
 	}{
 		"as it should be":        {leaf, id, "project", good, 200, "web-1.example.org"},
 		"upper case":             {leaf, id, "project", strings.ToUpper(good), 200, "web-1.example.org"},
-		"no instance":            {leaf, "", "project", good, 400, "X-Instance-Id header is missing from request.\n"},
-		"no signature":           {leaf, id, "project", "", 400, "X-Instance-Id-Signature header is missing from request.\n"},
-		"no project":             {leaf, id, "", good, 400, "X-Tenant-Id header is missing from request.\n"},
+		"no instance":            {leaf, "", "project", good, 400, "X-Instance-ID header is missing from request.\n"},
+		"no signature":           {leaf, id, "project", "", 400, "X-Instance-ID-Signature header is missing from request.\n"},
+		"no project":             {leaf, id, "", good, 400, "X-Tenant-ID header is missing from request.\n"},
 		"another secret":         {leaf, id, "project", sign("another secret!!", id), 403, "Invalid proxy request signature.\n"},
 		"another's signature":    {leaf, "other", "project", good, 403, "Invalid proxy request signature.\n"},
 		"not a signature":        {leaf, id, "project", "zz", 403, "Invalid proxy request signature.\n"},
@@ -102,7 +102,7 @@ func TestNeutronSaysWhoAsksAndProvesIt(t *testing.T) {
 		"an unknown instance":    {leaf, "other", "project", sign(sharedSecret, "other"), 404, "Not Found\n"},
 		"another project":        {leaf, id, "evil", good, 404, "Not Found\n"},
 		"the versions, nameless": {"/x/..//", "", "", "", 200, "1.0\n2007-01-19\n2007-03-01\n2007-08-29\n2007-10-10\n2007-12-15\n2008-02-01\n2008-09-01\n2009-04-04\nlatest"},
-		"the rest, nameless":     {"/openstack", "", "", "", 400, "X-Instance-Id header is missing from request.\n"},
+		"the rest, nameless":     {"/openstack", "", "", "", 400, "X-Instance-ID header is missing from request.\n"},
 	} {
 		if reply := agent(p, "GET", c.path, "", c.instance, c.project, c.signature); reply.Code != c.want || reply.Body.String() != c.text {
 			t.Errorf("%s: %d %q", name, reply.Code, reply.Body)

@@ -14,16 +14,15 @@ import (
 	"imprint"
 )
 
-// Config is what a [Server] needs. Guest, Reporter and Logger are required; what
-// else is nil is not offered to the guest.
+// Config is what a [Server] needs. Guest, Reporter, Inbox and Logger are required.
 type Config struct {
 	Guest    Guest
 	Reporter Reporter
+	Inbox    Inbox
 	Logger   *slog.Logger
 
-	Inbox  Inbox
-	Native Native
-	Pipes  Pipes
+	Native Native // nil: imprint's own keys are not offered
+	Pipes  Pipes  // nil: neither are pipes
 
 	// SourcePorts says that a source port below 1024 proves the guest's root: the
 	// listener's interface leads to this guest's own kernel and nowhere else.
@@ -47,15 +46,15 @@ type Server struct {
 	seen    atomic.Uint64 // generation << 32 | a bit for each dialect and class of readers that was reported
 	home    atomic.Uint32 // the generation that phoned home
 	reading atomic.Int32  // reads of pipes under way
-	refused ration        // of refusals
-	user    ration        // of reads of user data
+	refused [2]ration     // of refusals, by whether root asked: a process cannot use up root's
+	user    [2]ration     // of reads of user data, likewise
 }
 
 // New returns the server of one guest. It fails with kind Invalid if c lacks what
 // is required.
 func New(c Config) (*Server, error) {
-	if c.Guest == nil || c.Reporter == nil || c.Logger == nil {
-		return nil, imprint.Errorf(imprint.Invalid, "serve", "metadata", "the guest, the reporter and the logger are required")
+	if c.Guest == nil || c.Reporter == nil || c.Inbox == nil || c.Logger == nil {
+		return nil, imprint.Errorf(imprint.Invalid, "serve", "metadata", "the guest, the reporter, the inbox and the logger are required")
 	}
 	if c.Proxied && c.SourcePorts {
 		return nil, imprint.Errorf(imprint.Invalid, "serve", "metadata", "behind a proxy a source port proves nothing")
@@ -151,7 +150,7 @@ func (c *call) serve() {
 		switch {
 		case !c.exact():
 			c.fail(http.StatusNotFound)
-		case c.name == phoneHomePath && c.s.c.Inbox != nil:
+		case c.name == phoneHomePath:
 			c.phoneHome()
 		default:
 			c.native()
@@ -166,7 +165,7 @@ func (c *call) serve() {
 			return
 		}
 	case openStack:
-		if c.s.c.Inbox != nil && passwordPath(c.name) && c.tree().find("openstack") != nil {
+		if passwordPath(c.name) && c.tree().find("openstack") != nil {
 			c.password()
 			return
 		}
@@ -193,7 +192,7 @@ func (c *call) serve() {
 		}
 		c.write(page)
 	default:
-		if c.unseen() || page.bootOnly && c.s.user.take(c.now) {
+		if c.unseen() || page.bootOnly && c.ration(&c.s.user) {
 			c.note("")
 		}
 		c.write(page)
@@ -278,9 +277,17 @@ func (c *call) refuse(status int, why string) {
 
 // report reports a refusal, unless there were too many.
 func (c *call) report(why string) {
-	if c.s.refused.take(c.now) {
+	if c.ration(&c.s.refused) {
 		c.note(why)
 	}
+}
+
+// ration takes one of what this class of readers may make the server report.
+func (c *call) ration(r *[2]ration) bool {
+	if c.from.Root() {
+		return r[1].take(c.now)
+	}
+	return r[0].take(c.now)
 }
 
 func (c *call) notAllowed(allow string) {
