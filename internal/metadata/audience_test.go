@@ -186,6 +186,11 @@ func TestReadsAreReportedOnceAClassAndUserDataAlways(t *testing.T) {
 func TestRefusalsAreRationedAndFitToBeShown(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, instance(), nil)
+	w.get("/imprint/v1/param/token")
+	if reasons := w.refusals(); len(reasons) != 1 || len(reasons[0]) != 256 || !strings.HasPrefix(reasons[0], "read token: not for its readers?[2Jx") {
+		t.Errorf("reasons %q", reasons)
+	}
+	w = newWorld(t, instance(), nil)
 	for range 1000 {
 		w.do(processPort, "GET", "/imprint/v1/param/token\x1b[2J"+strings.Repeat("x", 500), "", "Via", "1.1 proxy")
 	}

@@ -39,6 +39,7 @@ const (
 	maxPipeReads       = 16       // waiting at a time; more are answered as if nothing came
 	maxIPv6Zone        = 64       // bytes of the zone in a Host field
 	maxAccessName      = 128      // bytes of what an [Access] quotes from a request
+	maxReason          = 256      // bytes of why it was refused, which may quote it too
 	reportBurst        = 20       // refusals, and separately reads of user data, that are reported at once
 	reportEvery        = time.Minute
 )
@@ -100,8 +101,8 @@ type Access struct {
 	// Name is what was asked for, as a path without its first slash, at most
 	// 128 printable ASCII characters.
 	Name string
-	// Refused is why it was not served, in words that the guest is not told; ""
-	// if it was.
+	// Refused is why it was not served, in words that the guest is not told, at most
+	// 256 printable ASCII characters; "" if it was.
 	Refused string
 }
 

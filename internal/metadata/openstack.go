@@ -108,7 +108,7 @@ func (c *call) failWith(err error) {
 		c.w.Header().Set("Retry-After", retryAfter)
 		c.fail(http.StatusServiceUnavailable)
 	default:
-		c.s.c.Logger.ErrorContext(c.r.Context(), "a guest's request failed", "name", clip(c.name), "error", err)
+		c.s.c.Logger.ErrorContext(c.r.Context(), "a guest's request failed", "name", clip(c.name, maxAccessName), "error", err)
 		c.fail(http.StatusInternalServerError)
 	}
 }

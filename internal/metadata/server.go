@@ -339,12 +339,13 @@ func (c *call) unseen() bool {
 
 // note reports the request.
 func (c *call) note(refused string) {
-	c.s.c.Reporter.Report(context.WithoutCancel(c.r.Context()), Access{At: c.now, Origin: c.from, Name: clip(c.name), Refused: refused})
+	c.s.c.Reporter.Report(context.WithoutCancel(c.r.Context()), Access{At: c.now, Origin: c.from, Name: clip(c.name, maxAccessName), Refused: clip(refused, maxReason)})
 }
 
-// clip makes what came from a guest fit to be shown: short, and printable ASCII.
-func clip(s string) string {
-	b := []byte(s[:min(len(s), maxAccessName)])
+// clip makes what came from a guest fit to be shown: at most limit bytes of
+// printable ASCII.
+func clip(s string, limit int) string {
+	b := []byte(s[:min(len(s), limit)])
 	for i, c := range b {
 		if c < ' ' || c > '~' {
 			b[i] = '?'

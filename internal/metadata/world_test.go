@@ -130,7 +130,7 @@ func (w *world) Get(_ context.Context, from metadata.Origin, key string) ([]byte
 		switch {
 		case i < 0:
 		case !imprint.MayTravel(w.inst.Spec.Params[i].Visibility, from.Readers):
-			return nil, imprint.Errorf(imprint.Denied, "read", name, "not for its readers")
+			return nil, imprint.Errorf(imprint.Denied, "read", name, "not for its readers\x1b[2J%s", strings.Repeat("x", 500))
 		default:
 			return []byte("value of " + name), nil
 		}
