@@ -61,8 +61,10 @@ type Enrolment struct {
 	Earlier     []Lifespan `json:"earlier,omitempty"`
 	ConfirmedAt time.Time  `json:"confirmedAt,omitzero"`
 	ClosedAt    time.Time  `json:"closedAt,omitzero"`
-	// HomeAt is when stock software said that the machine has booted.
-	HomeAt time.Time `json:"homeAt,omitzero"`
+	// ServedAt is when something was first read over the link-local network, and
+	// HomeAt when stock software said that the machine has booted.
+	ServedAt time.Time `json:"servedAt,omitzero"`
+	HomeAt   time.Time `json:"homeAt,omitzero"`
 	// Password is what the guest posted, encrypted to the operator; once a generation.
 	Password []byte `json:"password,omitempty"`
 	// Reason explains a side exit in words.

@@ -37,7 +37,7 @@ var imports = []struct {
 
 	// Adapters: each speaks one protocol and never to each other at will.
 	{"internal/triton", "imprint", "golang.org/x/time"},
-	{"internal/host", "imprint internal/dialect internal/keybox internal/triton", "golang.org/x/sys"},
+	{"internal/host", "imprint internal/dhcp internal/dialect internal/keybox internal/metadata internal/tap internal/triton", "golang.org/x/sync golang.org/x/sys"},
 	{"internal/metadata", "imprint internal/dialect", ""},
 	{"internal/est", "imprint", "golang.org/x/crypto golang.org/x/time"},
 	{"internal/tap", "imprint", "github.com/google/nftables github.com/vishvananda/netlink golang.org/x/sys"},

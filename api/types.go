@@ -53,6 +53,7 @@ type Enrolment struct {
 	Delivery     *imprint.Delivery    `json:"delivery,omitempty"`
 	Claim        *imprint.Claim       `json:"claim,omitempty"`
 	Certificate  *imprint.Certificate `json:"certificate,omitempty"`
+	ServedAt     time.Time            `json:"servedAt,omitzero" doc:"When something was first read over the link-local network."`
 	HomeAt       time.Time            `json:"homeAt,omitzero" doc:"When stock software said that the machine has booted."`
 	ConfirmedAt  time.Time            `json:"confirmedAt,omitzero"`
 	ClosedAt     time.Time            `json:"closedAt,omitzero"`
@@ -67,7 +68,7 @@ func FromInstance(i *imprint.Instance) Instance {
 		ID: i.ID, Ref: i.Ref(), Spec: i.Spec, Generation: i.Generation,
 		Enrolment: Enrolment{
 			State: e.State, Expires: e.Expires, TokenExpires: e.TokenExpires, Delivery: e.Delivery, Claim: e.Claim,
-			Certificate: e.Certificate, HomeAt: e.HomeAt, ConfirmedAt: e.ConfirmedAt, ClosedAt: e.ClosedAt, Password: e.Password, Reason: e.Reason,
+			Certificate: e.Certificate, ServedAt: e.ServedAt, HomeAt: e.HomeAt, ConfirmedAt: e.ConfirmedAt, ClosedAt: e.ClosedAt, Password: e.Password, Reason: e.Reason,
 		},
 		NIC: i.NIC, Created: i.Created, Updated: i.Updated, Events: i.Events, Revision: i.Revision,
 	}

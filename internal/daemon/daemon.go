@@ -24,6 +24,7 @@ import (
 	"imprint/internal/server"
 	"imprint/internal/signer"
 	"imprint/internal/store"
+	"imprint/internal/tap"
 )
 
 // revocationSweep is how often revocations of ended certificates are forgotten.
@@ -159,6 +160,7 @@ func (d *Daemon) openHost() error {
 		Name: name, RunDir: d.settings.Run, Owner: owner, Dial: d.settings.dialled,
 		Instances: placements{d.store, name},
 		Control:   d.measuredEngine(), Params: d.values, Secrets: d.values.secrets,
+		Links: func() (*tap.Network, error) { return tap.Open(tap.Options{Logger: d.Logger}) },
 		Facts: d.facts().of, Logger: d.Logger, Now: d.Now,
 	})
 	return err

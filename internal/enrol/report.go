@@ -43,7 +43,7 @@ func report(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.Chan
 	case imprint.ReportRead:
 		change, err = read(i, r)
 	case imprint.ReportServed:
-		change = imprint.Change{Keep: true, Events: []imprint.Event{event(imprint.EventServed, r.Channel, "what", clip(r.Name), "from", clip(r.From))}}
+		change = served(i, r, now)
 	case imprint.ReportHome:
 		change = booted(i, r, now)
 	case imprint.ReportPassword:
@@ -144,6 +144,18 @@ func read(i *imprint.Instance, r *imprint.Report) (imprint.Change, error) {
 		return imprint.Change{}, imprint.Errorf(imprint.Invalid, "report", i.Ref(), "it has no parameter %q", clip(r.Name))
 	}
 	return imprint.Change{Keep: true, Events: []imprint.Event{event(imprint.EventRead, r.Channel, "param", r.Name)}}, nil
+}
+
+// served notes what was read over the link-local network, and when for the first
+// time: from then on the time runs in which stock software may read user data.
+func served(i *imprint.Instance, r *imprint.Report, now time.Time) imprint.Change {
+	change := imprint.Change{Events: []imprint.Event{event(imprint.EventServed, r.Channel, "what", clip(r.Name), "from", clip(r.From))}}
+	if e := &i.Enrolment; e.ServedAt.IsZero() {
+		e.ServedAt = now
+	} else {
+		change.Keep = true
+	}
+	return change
 }
 
 // booted notes that stock software is done with its first boot.

@@ -302,7 +302,7 @@ func TestLinkLocal(t *testing.T) {
 	if served.Detail["what"] != "openstack/latest/user_data" || served.Detail["from"] != "any process, port 40000" || served.Channel != imprint.LinkLocal {
 		t.Errorf("%+v", served)
 	}
-	if i := w.get(id); *i.NIC != *nic || !i.Enrolment.HomeAt.Equal(w.now) {
+	if i := w.get(id); *i.NIC != *nic || !i.Enrolment.HomeAt.Equal(w.now) || !i.Enrolment.ServedAt.Equal(w.now) {
 		t.Errorf("%+v, home %s", i.NIC, i.Enrolment.HomeAt)
 	}
 	for name, r := range map[string]imprint.Report{

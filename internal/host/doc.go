@@ -1,5 +1,6 @@
-// Package host is the host role's serial part: it runs beside the hypervisor
-// and speaks with the guests over their serial and virtio-serial ports.
+// Package host is the host role: it runs beside the hypervisor and speaks with
+// the guests over their serial and virtio-serial ports, and over a network
+// interface that each has to the host alone.
 //
 // A connection arrives already knowing whose it is: every instance has a unix
 // socket of its own for each channel, which only the hypervisor's user can
@@ -12,6 +13,12 @@
 // Where a platform insists on listening itself, the host dials its socket
 // instead. Who listens there is then taken for the guest, so it has to be the
 // hypervisor's user, at a path that nobody else can change.
+//
+// On the link-local network the interface is the identity (package tap), DHCP
+// gives the guest its address, and package metadata answers over HTTP what was
+// rendered here. There any process in the guest may ask, so what is for its root
+// needs a source port below 1024. The network is opened for the first instance
+// that needs it, and which address and MAC an instance has is on its record.
 //
 // A guest that was told to expect the protocol waits for an answer for ever, so
 // the sockets exist as long as the instance does. After a restart they are bound

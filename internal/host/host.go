@@ -12,6 +12,7 @@ import (
 
 	"imprint"
 	"imprint/internal/dialect"
+	"imprint/internal/tap"
 	"imprint/internal/triton"
 )
 
@@ -60,7 +61,10 @@ type Config struct {
 	// Dial returns the socket on which the hypervisor itself listens for a channel
 	// of inst, so that the host connects to it; "" if the hypervisor connects. Nil
 	// is "" for all.
-	Dial      func(inst *imprint.Instance, kind imprint.ChannelKind) (socket string)
+	Dial func(inst *imprint.Instance, kind imprint.ChannelKind) (socket string)
+	// Links opens the hypervisor's link-local network, when the first instance has
+	// the channel nic; nil if there is none.
+	Links     func() (*tap.Network, error)
 	Instances Instances
 	Control   Control
 	Params    Params
@@ -81,6 +85,8 @@ type Host struct {
 	units map[imprint.InstanceID]*unit
 	// dialled has whose each dialled socket is; guarded by mu.
 	dialled map[string]end
+
+	links *linkLocal
 }
 
 // New returns a Host that does nothing before [Host.Run]. It fails with kind
@@ -99,7 +105,7 @@ func New(c Config) (*Host, error) {
 	if c.Dial == nil {
 		c.Dial = func(*imprint.Instance, imprint.ChannelKind) string { return "" }
 	}
-	return &Host{c: c, units: map[imprint.InstanceID]*unit{}, dialled: map[string]end{}}, nil
+	return &Host{c: c, units: map[imprint.InstanceID]*unit{}, dialled: map[string]end{}, links: newLinkLocal(c.Links, c.Name)}, nil
 }
 
 // watchPause is how long to wait before watching again after a sequence ended.
@@ -160,6 +166,9 @@ func (h *Host) follow(ctx context.Context) {
 				}
 			}
 			clear(listed)
+			if err := h.links.settle(); err != nil {
+				h.c.Logger.WarnContext(ctx, "interfaces of an earlier process are left", "error", err)
+			}
 		}
 	}
 }
@@ -169,8 +178,11 @@ func (h *Host) follow(ctx context.Context) {
 func (h *Host) ways(inst *imprint.Instance) map[imprint.ChannelKind]string {
 	ways := map[imprint.ChannelKind]string{}
 	for _, kind := range inst.Spec.Channels {
-		if kind == imprint.Serial2 || kind == imprint.VirtioSerial {
+		switch kind {
+		case imprint.Serial2, imprint.VirtioSerial:
 			ways[kind] = h.c.Dial(inst, kind)
+		case imprint.LinkLocal:
+			ways[kind] = ""
 		}
 	}
 	return ways
@@ -206,6 +218,12 @@ func (h *Host) remove(id imprint.InstanceID) {
 	h.mu.Unlock()
 	if ok {
 		u.stop()
+		u.mu.Lock()
+		n := u.nic
+		u.mu.Unlock()
+		if n != nil {
+			n.detach()
+		}
 		removeSockets(h.c.RunDir, id)
 	}
 	h.c.Secrets.Drop(id)
@@ -218,6 +236,9 @@ func (h *Host) stop() {
 	h.mu.Unlock()
 	for _, u := range units {
 		u.stop()
+	}
+	if err := h.links.close(); err != nil {
+		h.c.Logger.Error("the link-local network was not taken away", "error", err)
 	}
 }
 

@@ -29,10 +29,14 @@ func (h *Host) Ports(id imprint.InstanceID) []Port {
 		return nil
 	}
 	u.mu.Lock()
-	ways := maps.Clone(u.ways)
+	ways, n := maps.Clone(u.ways), u.nic
 	u.mu.Unlock()
 	var list []Port
 	for _, kind := range slices.Sorted(maps.Keys(ways)) {
+		if kind == imprint.LinkLocal {
+			list = append(list, n.asPort(u.port(kind)))
+			continue
+		}
 		one := Port{Channel: kind, Socket: ways[kind].dialled, Dialled: ways[kind].dialled != ""}
 		if !one.Dialled {
 			one.Socket = h.Socket(id, kind)

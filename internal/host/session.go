@@ -68,12 +68,17 @@ func (s *session) Delete(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
+	return s.explain(ctx, key, s.delete(snap, key))
+}
+
+// delete removes a key.
+func (s *session) delete(snap *snapshot, key string) error {
 	if digest, ok := strings.CutPrefix(key, dialect.KeyPipe+"/"); ok {
 		s.unit.down.acknowledge(imprint.Digest(digest))
 		return nil
 	}
 	if err := writable(snap, key); err != nil {
-		return s.explain(ctx, key, err)
+		return err
 	}
 	s.unit.notes.delete(key)
 	return nil
@@ -105,11 +110,11 @@ func notFound(key string) error {
 	return imprint.Errorf(imprint.NotFound, "get", key, "no such key")
 }
 
-// explain turns an error into what the guest may know of it: one sentence. The
-// log has the whole, but not again and again: a guest must not fill it.
-func (s *session) explain(ctx context.Context, key string, err error) error {
+// complain puts an error into the log, but not again and again: a guest must not
+// fill it.
+func (s *session) complain(ctx context.Context, key string, err error) {
 	if err == nil || imprint.KindOf(err) == imprint.NotFound {
-		return err
+		return
 	}
 	level := slog.LevelWarn
 	if what := key + " " + err.Error(); what == s.logged || !s.unit.complaints.admit(s.unit.host.c.Now()) {
@@ -118,6 +123,15 @@ func (s *session) explain(ctx context.Context, key string, err error) error {
 		s.logged = what
 	}
 	s.log.Log(ctx, level, "turned a request down", "key", key, "error", err)
+}
+
+// explain turns an error into what the guest may know of it: one sentence. The
+// log has the whole.
+func (s *session) explain(ctx context.Context, key string, err error) error {
+	if err == nil || imprint.KindOf(err) == imprint.NotFound {
+		return err
+	}
+	s.complain(ctx, key, err)
 	var e *imprint.Error
 	switch kind := imprint.KindOf(err); {
 	case kind == imprint.Unavailable || errors.Is(err, context.DeadlineExceeded):

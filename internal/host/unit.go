@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"crypto/rand"
 	"io"
 	"log/slog"
 	"net"
@@ -11,6 +12,7 @@ import (
 
 	"imprint"
 	"imprint/internal/dialect"
+	"imprint/internal/metadata"
 	"imprint/internal/triton"
 )
 
@@ -26,6 +28,7 @@ type unit struct {
 
 	notes    *notes // keys that the guest put
 	down, up *queue // messages to and from the guest
+	seed     []byte // what its generator of random numbers may begin with
 
 	complaints complaints // about the guest, in the log
 
@@ -37,6 +40,7 @@ type unit struct {
 
 	// ways has how each channel arrives; only Run's goroutine changes it, with mu held.
 	ways map[imprint.ChannelKind]*way
+	nic  *nic // guarded by mu; nil without the channel
 }
 
 // way is how one channel arrives: by a socket on which this host listens, or by
@@ -52,6 +56,8 @@ type snapshot struct {
 	facts  dialect.Facts
 	stock  *imprint.View
 	native map[imprint.ChannelKind]*imprint.View
+	// network is nil for an instance that has no link-local network.
+	network *metadata.Snapshot
 	// payload is nil if it could not be made; err says why.
 	payload *imprint.Payload
 	encoded []byte
@@ -60,8 +66,10 @@ type snapshot struct {
 
 func newUnit(ctx context.Context, h *Host, id imprint.InstanceID) *unit {
 	ctx, end := context.WithCancel(ctx)
+	seed := make([]byte, dialect.SeedSize)
+	rand.Read(seed) // never fails since Go 1.24
 	return &unit{
-		host: h, id: id, log: h.c.Logger.With("instance", id), ctx: ctx, end: end,
+		seed: seed, host: h, id: id, log: h.c.Logger.With("instance", id), ctx: ctx, end: end,
 		notes: newNotes(), down: newQueue(), up: newQueue(),
 		changed: make(chan struct{}),
 		ports:   map[imprint.ChannelKind]*port{},
@@ -129,6 +137,9 @@ func (u *unit) rendered(inst *imprint.Instance, old *snapshot) *snapshot {
 	s.stock = dialect.Triton(inst, s.facts)
 	for _, c := range imprint.Channels() {
 		s.native[c.Kind] = dialect.Native(inst, s.facts, s.encoded, c.Readers)
+	}
+	if slices.Contains(inst.Spec.Channels, imprint.LinkLocal) {
+		s.network = u.network(inst, s.facts)
 	}
 	return s
 }
@@ -208,6 +219,10 @@ func (u *unit) open(ways map[imprint.ChannelKind]string) {
 		if u.ways[kind] != nil {
 			continue
 		}
+		if kind == imprint.LinkLocal {
+			u.setWay(kind, u.link())
+			continue
+		}
 		ctx, cancel := context.WithCancel(u.ctx)
 		done := make(chan struct{})
 		if dialled != "" {
@@ -227,6 +242,12 @@ func (u *unit) open(ways map[imprint.ChannelKind]string) {
 			u.accept(ctx, kind, path, listener, err)
 		})
 	}
+}
+
+func (u *unit) setNIC(n *nic) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.nic = n
 }
 
 func (u *unit) setWay(kind imprint.ChannelKind, w *way) {

@@ -134,11 +134,16 @@ func (s *session) reportUntil(ctx context.Context, inst *imprint.Instance, kind 
 	if err := s.report(ctx, inst, kind, "", data); err != nil {
 		return err
 	}
+	s.unit.shown(ctx, func(e *imprint.Enrolment) bool { return !e.State.Open() || shown(e) })
+	return nil
+}
+
+// shown waits for a while until the record of the present generation, or of a
+// later one, is as told.
+func (u *unit) shown(ctx context.Context, told func(*imprint.Enrolment) bool) {
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
-	s.unit.await(ctx, func(now *snapshot) bool {
-		e := &now.inst.Enrolment
-		return now.inst.Generation != inst.Generation || !e.State.Open() || shown(e)
-	})
-	return nil
+	snap, _ := u.current()
+	generation := snap.inst.Generation
+	u.await(ctx, func(now *snapshot) bool { return now.inst.Generation != generation || told(&now.inst.Enrolment) })
 }

@@ -1,0 +1,285 @@
+package host
+
+import (
+	"context"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"imprint"
+	"imprint/internal/dhcp"
+	"imprint/internal/metadata"
+	"imprint/internal/tap"
+)
+
+// linkLocal is this host's link-local network. It is opened when the first
+// instance needs it, so that a host without any touches no interface and no
+// packet filter.
+type linkLocal struct {
+	open func() (*tap.Network, error)
+	name imprint.HostName
+
+	mu      sync.Mutex
+	network *tap.Network  // guarded by mu; nil until somebody needs it
+	taken   tap.Taken     // guarded by mu
+	listed  chan struct{} // closed when all leases on record are in taken
+}
+
+func newLinkLocal(open func() (*tap.Network, error), name imprint.HostName) *linkLocal {
+	return &linkLocal{open: open, name: name, listed: make(chan struct{})}
+}
+
+// get returns the network. It fails with the kind of [tap.Open].
+func (l *linkLocal) get() (*tap.Network, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.network != nil {
+		return l.network, nil
+	}
+	if l.open == nil {
+		return nil, imprint.Errorf(imprint.Unavailable, "open", "link-local network", "this host has none")
+	}
+	var err error
+	l.network, err = l.open()
+	return l.network, err
+}
+
+// lease returns what belongs to inst on this host, and whether that was chosen
+// just now and has to be recorded. It fails with kind [imprint.Unavailable] until
+// it is known what belongs to whom, and with kind [imprint.Conflict] if the
+// record's is another instance's.
+func (l *linkLocal) lease(inst *imprint.Instance) (lease tap.Lease, chosen bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := inst.NIC; n != nil && n.Host == l.name {
+		mac, err := tap.ParseMAC(n.MAC)
+		if err != nil {
+			return lease, false, err
+		}
+		lease = tap.Lease{Holder: string(inst.ID), MAC: mac, IPv4: n.IPv4}
+		return lease, false, l.taken.Take(lease)
+	}
+	select {
+	case <-l.listed:
+	default:
+		return lease, false, imprint.Errorf(imprint.Unavailable, "choose address of", inst.Ref(), "it is not known yet which are taken")
+	}
+	if lease, err = l.taken.Choose(string(inst.ID)); err == nil {
+		err = l.taken.Take(lease)
+	}
+	return lease, true, err
+}
+
+func (l *linkLocal) giveBack(lease tap.Lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.taken.GiveBack(lease)
+}
+
+// settle is called when every instance was listed: what an earlier process
+// served and nobody has any more goes.
+func (l *linkLocal) settle() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-l.listed:
+	default:
+		close(l.listed)
+	}
+	if l.network == nil {
+		return nil
+	}
+	strays, err := l.network.Strays()
+	for _, name := range strays {
+		if err == nil {
+			err = l.network.Discard(name)
+		}
+	}
+	return err
+}
+
+func (l *linkLocal) close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.network == nil {
+		return nil
+	}
+	err := l.network.Close()
+	l.network = nil
+	return err
+}
+
+// nic is an instance's interface on the link-local network.
+type nic struct {
+	unit     *unit
+	server   *metadata.Server
+	accesses chan metadata.Access // on their way to the control plane
+
+	mu         sync.Mutex
+	lease      tap.Lease       // guarded by mu; zero until there is one
+	attachment *tap.Attachment // guarded by mu; nil until it is attached
+}
+
+// maxAccesses is how many accesses may wait to be reported; what comes then is
+// only in the log.
+const maxAccesses = 64
+
+// newNIC returns an interface that is not there yet.
+func newNIC(u *unit) (*nic, error) {
+	n := &nic{unit: u, accesses: make(chan metadata.Access, maxAccesses)}
+	var err error
+	n.server, err = metadata.New(metadata.Config{
+		Guest: n, Reporter: n, Inbox: n, Native: n, Pipes: pipes{u}, Logger: u.log,
+		SourcePorts: true, Now: u.host.c.Now,
+	})
+	return n, err
+}
+
+// link starts serving the instance's interface.
+func (u *unit) link() *way {
+	p := u.port(imprint.LinkLocal)
+	n, err := newNIC(u)
+	if err != nil { // a fault of this program
+		p.trouble(err)
+		return &way{stop: func() {}}
+	}
+	ctx, cancel := context.WithCancel(u.ctx)
+	var done sync.WaitGroup
+	// The first attempt is made here, so that the interface exists when this returns.
+	err = n.attach(ctx)
+	u.runs.Go(func() { n.report(ctx) })
+	done.Go(func() { n.keep(ctx, p, err) })
+	u.runs.Go(done.Wait)
+	u.setNIC(n)
+	return &way{stop: func() {
+		cancel()
+		done.Wait()
+		u.setNIC(nil)
+		n.detach()
+	}}
+}
+
+// keep attaches the interface if the first attempt failed with err.
+func (n *nic) keep(ctx context.Context, p *port, err error) {
+	listed := n.unit.host.links.listed
+	for err != nil {
+		if p.trouble(err) {
+			n.unit.log.ErrorContext(ctx, "the guest's interface does not work", "error", err, "hint", imprint.HintOf(err))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(bindPause):
+		case <-listed:
+			listed = nil // it is news once
+		}
+		err = n.attach(ctx)
+	}
+	p.trouble(nil)
+}
+
+// attach makes the interface and has it served.
+func (n *nic) attach(ctx context.Context) error {
+	u := n.unit
+	snap, _ := u.current()
+	network, err := u.host.links.get()
+	if err != nil {
+		return err
+	}
+	lease, chosen, err := u.host.links.lease(snap.inst)
+	if err != nil {
+		return err
+	}
+	if chosen {
+		err = u.host.c.Control.Report(ctx, imprint.Report{
+			Instance: u.id, Generation: snap.inst.Generation, Channel: imprint.LinkLocal, Kind: imprint.ReportNIC, Witness: u.host.c.Name,
+			NIC: &imprint.NIC{Host: u.host.c.Name, MAC: lease.MAC.String(), IPv4: lease.IPv4},
+		})
+	}
+	var attachment *tap.Attachment
+	if err == nil {
+		want := tap.NIC{Name: tap.NameOf(string(u.id)), MAC: lease.MAC, IPv4: lease.IPv4}
+		if o := u.host.c.Owner; o != nil {
+			want.Owner = &tap.Owner{UID: o.UID}
+		}
+		attachment, err = network.Attach(want, func(ctx context.Context, l *tap.Link) error { return n.serve(ctx, l, lease) })
+	}
+	if err != nil {
+		u.host.links.giveBack(lease)
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.lease, n.attachment = lease, attachment
+	return nil
+}
+
+// detach takes the interface away.
+func (n *nic) detach() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.attachment == nil {
+		return
+	}
+	if err := n.attachment.Detach(); err != nil {
+		n.unit.log.Error("the guest's interface was not taken away", "error", err)
+	}
+	n.unit.host.links.giveBack(n.lease)
+	n.attachment = nil
+}
+
+// asPort describes the interface, whose port is p.
+func (n *nic) asPort(p *port) Port {
+	one := Port{Channel: imprint.LinkLocal}
+	_, one.Problem = p.state()
+	if n == nil {
+		return one
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.attachment == nil {
+		return one
+	}
+	state := n.attachment.State()
+	one.Interface, one.Connected = tap.NameOf(string(n.unit.id)), state.Link != nil
+	if state.Err != nil {
+		one.Problem = state.Err.Error()
+	}
+	return one
+}
+
+// serve answers the guest during one life of its interface.
+func (n *nic) serve(ctx context.Context, link *tap.Link, lease tap.Lease) error {
+	snap, _ := n.unit.current()
+	responder, err := dhcp.New(dhcp.Lease{
+		MAC: lease.MAC, Address: lease.IPv4, Server: tap.MetadataIPv4, Hostname: string(snap.inst.Spec.Name),
+	}, dhcp.Options{Logger: n.unit.log})
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	conn, err := link.ListenDHCP(ctx)
+	if err != nil {
+		return err
+	}
+	group.Go(func() error { return responder.Serve(ctx, conn) })
+	for _, network := range link.Networks() { // IPv4 first: IPv6 may take a moment
+		group.Go(func() error {
+			ln, err := link.Listen(ctx, network, tap.MetadataPort)
+			if err != nil {
+				return err
+			}
+			if conn, ok := ln.(syscall.Conn); ok {
+				err = tap.SetHopLimit(conn, metadata.HopLimit)
+			}
+			if err != nil {
+				ln.Close()
+				return err
+			}
+			return n.server.Serve(ctx, ln)
+		})
+	}
+	return group.Wait()
+}

@@ -1,0 +1,184 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"time"
+
+	"imprint"
+	"imprint/internal/dialect"
+	"imprint/internal/metadata"
+)
+
+// bootWindow is how long stock software may read user data from the moment when
+// something was first read; a phone-home or an enrolled key ends it sooner.
+const bootWindow = time.Hour
+
+// The methods in this file are what [metadata.Server] asks.
+
+// Snapshot implements [metadata.Guest].
+func (n *nic) Snapshot() *metadata.Snapshot {
+	snap, _ := n.unit.current()
+	if snap == nil {
+		return nil
+	}
+	return snap.network
+}
+
+// network renders what the guest may read over the link-local network.
+func (u *unit) network(inst *imprint.Instance, facts dialect.Facts) *metadata.Snapshot {
+	e := &inst.Enrolment
+	options := metadata.Options{TokensOnly: inst.Spec.IMDSv2Only, Boot: metadata.Boot{Home: !e.HomeAt.IsZero()}}
+	if !e.ServedAt.IsZero() {
+		options.Boot.Ends = e.ServedAt.Add(bootWindow)
+	}
+	return metadata.NewSnapshot(inst, options,
+		dialect.OpenStack(inst, facts, u.seed), dialect.EC2(inst, facts), dialect.NoCloud(inst), dialect.Ganeti(inst, facts))
+}
+
+// Report implements [metadata.Reporter].
+func (n *nic) Report(ctx context.Context, a metadata.Access) {
+	select {
+	case n.accesses <- a:
+	default:
+		n.unit.log.WarnContext(ctx, "not on the timeline: the control plane is too slow", "what", a.Name, "from", from(a.Origin), "refused", a.Refused)
+	}
+}
+
+// report passes accesses on until ctx ends.
+func (n *nic) report(ctx context.Context) {
+	for {
+		select {
+		case a := <-n.accesses:
+			kind, name := imprint.ReportServed, a.Name
+			if a.Refused != "" {
+				kind, name = imprint.ReportRefused, a.Name+": "+a.Refused
+			}
+			if err := n.tell(ctx, kind, name, a.Origin, nil); err != nil && ctx.Err() == nil {
+				n.unit.log.WarnContext(ctx, "not on the timeline", "what", a.Name, "from", from(a.Origin), "refused", a.Refused, "error", err)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// from says who asked, for people.
+func from(o metadata.Origin) string {
+	if o.Root() {
+		return fmt.Sprintf("root, source port %d", o.Port)
+	}
+	return fmt.Sprintf("any process, source port %d", o.Port)
+}
+
+// tell reports for the generation that is served now.
+func (n *nic) tell(ctx context.Context, kind imprint.ReportKind, name string, o metadata.Origin, data []byte) error {
+	snap, _ := n.unit.current()
+	return n.unit.host.c.Control.Report(ctx, imprint.Report{
+		Instance: n.unit.id, Generation: snap.inst.Generation, Channel: imprint.LinkLocal, Kind: kind,
+		Name: name, Data: data, From: from(o), Witness: n.unit.host.c.Name,
+	})
+}
+
+// PostPassword implements [metadata.Inbox].
+func (n *nic) PostPassword(ctx context.Context, o metadata.Origin, text []byte) error {
+	if err := n.tell(ctx, imprint.ReportPassword, "", o, text); err != nil {
+		return err
+	}
+	n.unit.shown(ctx, func(e *imprint.Enrolment) bool { return e.Password != nil })
+	return nil
+}
+
+// PhoneHome implements [metadata.Inbox]. What is in the form is not kept: nothing
+// in it is proven.
+func (n *nic) PhoneHome(ctx context.Context, o metadata.Origin, _ url.Values) error {
+	if err := n.tell(ctx, imprint.ReportHome, "", o, nil); err != nil {
+		return err
+	}
+	n.unit.shown(ctx, func(e *imprint.Enrolment) bool { return !e.HomeAt.IsZero() })
+	return nil
+}
+
+// request returns a session for one request, whose reply only o's readers see.
+func (n *nic) request(o metadata.Origin) (*session, *snapshot, error) {
+	channel, _ := imprint.ChannelOf(imprint.LinkLocal)
+	s := &session{unit: n.unit, channel: channel.From(o.Readers), log: n.unit.log.With("channel", imprint.LinkLocal)}
+	snap, err := s.now()
+	return s, snap, err
+}
+
+// Get implements [metadata.Native].
+func (n *nic) Get(ctx context.Context, o metadata.Origin, key string) ([]byte, error) {
+	s, snap, err := n.request(o)
+	if err != nil {
+		return nil, err
+	}
+	value, err := s.native(ctx, snap, key)
+	s.complain(ctx, key, err)
+	return value, err
+}
+
+// Put implements [metadata.Native].
+func (n *nic) Put(ctx context.Context, o metadata.Origin, key string, value []byte) error {
+	s, snap, err := n.request(o)
+	if err != nil {
+		return err
+	}
+	err = s.put(ctx, snap, key, value)
+	s.complain(ctx, key, err)
+	return err
+}
+
+// Delete implements [metadata.Native].
+func (n *nic) Delete(ctx context.Context, o metadata.Origin, key string) error {
+	s, snap, err := n.request(o)
+	if err != nil {
+		return err
+	}
+	err = s.delete(snap, key)
+	s.complain(ctx, key, err)
+	return err
+}
+
+// pipes are the instance's message queues as Ganeti's guests see them.
+type pipes struct{ unit *unit }
+
+// pipeName is the name of the only pipe, which is also the one without a name.
+const pipeName = "default"
+
+func (p pipes) check(name string) error {
+	if name != pipeName {
+		return imprint.Errorf(imprint.NotFound, "use", "pipe "+name, "there is only %q", pipeName)
+	}
+	return nil
+}
+
+// Next implements [metadata.Pipes].
+func (p pipes) Next(ctx context.Context, name string) ([]byte, error) {
+	if err := p.check(name); err != nil {
+		return nil, err
+	}
+	message, err := p.unit.down.wait(ctx)
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return message, err
+}
+
+// Acknowledge implements [metadata.Pipes].
+func (p pipes) Acknowledge(_ context.Context, name string, d imprint.Digest) error {
+	if err := p.check(name); err != nil {
+		return err
+	}
+	p.unit.down.acknowledge(d)
+	return nil
+}
+
+// Write implements [metadata.Pipes].
+func (p pipes) Write(_ context.Context, name string, message []byte) error {
+	if err := p.check(name); err != nil {
+		return err
+	}
+	return p.unit.up.put(message)
+}
