@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/creack/pty"
 	"golang.org/x/term"
@@ -77,7 +78,11 @@ func buildAgent(t *testing.T, goos, goarch string) string {
 // until the test ends.
 func terminal(t *testing.T, socket string) string {
 	t.Helper()
+	// The host binds it a moment after the reservation.
 	conn, err := net.Dial("unix", socket)
+	for end := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(end); conn, err = net.Dial("unix", socket) {
+		time.Sleep(10 * time.Millisecond)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
