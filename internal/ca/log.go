@@ -23,6 +23,7 @@ import (
 const (
 	logBatch           = 1024                   // entries at once
 	logInterval        = 100 * time.Millisecond // what the first of a batch waits for others
+	logPause           = time.Second            // after a batch of several entries, for more to come
 	logRetry           = time.Second            // after the disk or the queue refused
 	checkpointInterval = 100 * time.Millisecond // the least that tessera allows
 	partialsInterval   = time.Minute            // between removals of superseded partial tiles
@@ -56,8 +57,9 @@ type LogConfig struct {
 // Log is the issuance log of one server: a C2SP tlog-tiles log in a directory,
 // written by tessera's POSIX driver. Whoever issues queues the entry in the same
 // transaction that records the certificate, and calls [Log.Wake]. The tree takes
-// in what is queued within about a tenth of a second, and the signed checkpoint
-// follows as soon again; what a crash kept from the tree is still in the queue.
+// in what is queued within about a tenth of a second, or a second when there is
+// much of it, and the signed checkpoint follows; what a crash kept from the tree
+// is still in the queue.
 // Log is safe for concurrent use, and one process at a time uses a directory.
 type Log struct {
 	LogConfig
@@ -74,6 +76,7 @@ type Log struct {
 	integrated map[[sha256.Size]byte]struct{}
 
 	wake    chan struct{} // has room for one: entries may be queued
+	hurry   chan struct{} // has room for one: somebody waits for them
 	closing chan struct{} // closed by Close
 	once    sync.Once
 	done    sync.WaitGroup
@@ -119,7 +122,7 @@ func OpenLog(ctx context.Context, cfg LogConfig) (_ *Log, err error) {
 	}
 	l := &Log{
 		LogConfig: cfg, name: signer.Name(), integrated: map[[sha256.Size]byte]struct{}{},
-		wake: make(chan struct{}, 1), closing: make(chan struct{}), changed: make(chan struct{}),
+		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), closing: make(chan struct{}), changed: make(chan struct{}),
 	}
 	if l.lock, err = lockDir(cfg.Dir); err != nil {
 		return nil, err
@@ -233,14 +236,20 @@ func (l *Log) run() {
 	for {
 		select {
 		case <-l.wake:
-			if _, err := l.attempt(); err == nil {
+			n, err := l.attempt()
+			pause := logPause
+			switch {
+			case err != nil:
+				pause = logRetry
+				l.Wake()
+			case n <= 1 || n == logBatch: // few come, or they come faster than that
 				continue
 			}
 			select {
-			case <-time.After(logRetry):
+			case <-time.After(pause):
+			case <-l.hurry:
 			case <-l.closing:
 			}
-			l.Wake()
 		case <-l.closing:
 			for n, err := l.attempt(); err == nil && n > 0; {
 				n, err = l.attempt()
@@ -343,6 +352,10 @@ func (l *Log) Settle(ctx context.Context) error {
 			break
 		}
 		l.Wake()
+		select {
+		case l.hurry <- struct{}{}:
+		default:
+		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
