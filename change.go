@@ -66,6 +66,11 @@ type Report struct {
 	Serial Serial
 	// Witness is the host whose own channel brought the report; "" over TLS.
 	Witness HostName
+	// ID tells the report from every other of the instance, if its host kept it
+	// and may send it again without knowing whether it arrived; else "".
+	ID string
+	// Seen is when the host kept it.
+	Seen time.Time
 }
 
 // Identity is whom a certificate names.

@@ -44,6 +44,9 @@ type Instance struct {
 	Updated time.Time `json:"updated"`
 	// Events counts the events ever recorded for this instance.
 	Events uint64 `json:"events"`
+	// Reported is the ID of the last [Report] that went on record, of those that
+	// have one: the same report sent again is known by it.
+	Reported string `json:"reported,omitempty"`
 	// Revision is the store's revision of this record, for compare-and-swap; it
 	// is not part of the record itself.
 	Revision int64 `json:"-"`

@@ -50,6 +50,12 @@ func New(c Config) *Engine { return &Engine{Config: c} }
 // move runs one decision as a compare-and-swap. What decide refuses is written
 // too (an event, a state) and then returned as the error, with the instance.
 func (e *Engine) move(ctx context.Context, id imprint.InstanceID, decide func(*imprint.Instance) (imprint.Change, error)) (*imprint.Instance, error) {
+	return e.moveNoting(ctx, id, decide, func(*imprint.Instance, *imprint.Change) {})
+}
+
+// moveNoting is move; note may add to what is written of a decision that was
+// not refused, after its events were rationed.
+func (e *Engine) moveNoting(ctx context.Context, id imprint.InstanceID, decide func(*imprint.Instance) (imprint.Change, error), note func(*imprint.Instance, *imprint.Change)) (*imprint.Instance, error) {
 	var refusal error
 	var ration ration
 	inst, err := e.Store.Update(ctx, id, func(i *imprint.Instance) (imprint.Change, error) {
@@ -61,6 +67,9 @@ func (e *Engine) move(ctx context.Context, id imprint.InstanceID, decide func(*i
 				refusal = imprint.Errorf(imprint.Exhausted, "read parameters of", i.Ref(), "more than %d reads at once", readBurst).
 					WithHint("read each parameter once; the next may be read in %s", readEvery)
 			}
+		}
+		if refusal == nil {
+			note(i, &c)
 		}
 		c.WakeAt = WakeAt(i)
 		return c, nil
@@ -137,13 +146,15 @@ func (e *Engine) issuing(ctx context.Context, decide func(*imprint.Instance) (im
 	}
 }
 
-// Report records what came up a channel; a report may be repeated. Kinds:
+// Report records what came up a channel; a report may be repeated, and one that
+// has an ID is recorded once if nothing else with an ID came between. Kinds:
 // Unauthorized or Denied if nothing vouches for it; Conflict if the enrolment is
 // not so far, or over, or of another generation; Contested; Invalid, also for a
 // confirmation that the enrolled key did not sign; Exhausted if values are read
 // too often; NotFound.
 func (e *Engine) Report(ctx context.Context, r imprint.Report) error {
-	_, err := e.move(ctx, r.Instance, func(i *imprint.Instance) (imprint.Change, error) { return report(i, &r, e.Now()) })
+	decide := func(i *imprint.Instance) (imprint.Change, error) { return report(i, &r, e.Now()) }
+	_, err := e.moveNoting(ctx, r.Instance, decide, func(i *imprint.Instance, c *imprint.Change) { kept(i, &r, c) })
 	return err
 }
 

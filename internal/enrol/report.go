@@ -17,6 +17,9 @@ const MaxPassword = 2 << 10
 // write and why the report is refused, or nil.
 func report(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.Change, error) {
 	refused := func(err error) (imprint.Change, error) { return refuse(r.Channel, err, "report", clip(string(r.Kind))) }
+	if r.ID != "" && r.ID == i.Reported && r.Witness == i.Spec.Host {
+		return imprint.Change{Keep: true}, nil // it came before and the reply was lost
+	}
 	if err := sameGeneration(i, "report", r.Generation); err != nil {
 		return refused(err)
 	}
@@ -55,6 +58,17 @@ func report(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.Chan
 		return refused(err)
 	}
 	return change, nil
+}
+
+// kept notes with what r writes which report it was, and when its host saw it.
+func kept(i *imprint.Instance, r *imprint.Report, c *imprint.Change) {
+	if r.ID == "" || len(c.Events) == 0 {
+		return // what writes nothing may be repeated
+	}
+	i.Reported, c.Keep = clip(r.ID), false
+	for _, ev := range c.Events {
+		ev.Detail["seen"] = stamp(r.Seen)
+	}
 }
 
 // mayReport checks that the report comes from the machine: up its host's own
