@@ -26,6 +26,8 @@ var imports = []struct {
 	{"internal/durable", "", "golang.org/x/sys"},
 	{"internal/peercred", "", "golang.org/x/sys"},
 	{"internal/seal", "imprint internal/durable", ""},
+	{"internal/seal", "imprint", ""},
+	{"internal/spool", "imprint", ""},
 	{"internal/manifest", "imprint", "go.yaml.in/yaml/v3 golang.org/x/crypto"},
 	{"internal/dialect", "imprint", ""},
 
