@@ -42,6 +42,8 @@ type Instance struct {
 	Updated    time.Time          `json:"updated"`
 	Events     uint64             `json:"events" doc:"How many events were ever recorded."`
 	Revision   int64              `json:"revision" doc:"The store's revision of this record."`
+	// HostAway is not told by a watch.
+	HostAway bool `json:"hostAway,omitempty" doc:"The hypervisor that serves it is not connected to this server; a watch does not tell."`
 }
 
 // Enrolment is what imprint observed of the present generation's claim. It is
@@ -123,8 +125,25 @@ type Page struct {
 type Description struct {
 	Instance Instance        `json:"instance"`
 	Timeline []imprint.Event `json:"timeline"`
+	Host     HostState       `json:"host" doc:"How the host that serves the instance is connected."`
 	Missing  []string        `json:"missing,omitempty" doc:"Secret parameters whose values the serving host does not hold."`
 	Ports    []Port          `json:"ports,omitempty" doc:"The channels that the serving host speaks over."`
+}
+
+// How a host is connected to the server that was asked.
+const (
+	HostHere      = "here"      // its host role runs in the server
+	HostConnected = "connected" // imprint host runs there
+	HostAway      = "away"      // it was added, and is not connected
+	HostUnknown   = "unknown"   // another server, or nobody
+)
+
+// HostState is how a host is connected.
+type HostState struct {
+	Name    imprint.HostName `json:"name"`
+	State   string           `json:"state" enum:"here,connected,away,unknown"`
+	Since   time.Time        `json:"since,omitzero"`
+	Address string           `json:"address,omitempty" doc:"Where it connects from."`
 }
 
 // Port says how one of an instance's channels arrives at its host.

@@ -112,7 +112,7 @@ with "imprint create -f FILE" and boot it.`,
 		"machines": {p.createCommand(), p.getCommand(), p.describeCommand(), p.watchCommand(), p.bootCommand(),
 			p.rebirthCommand(), p.deleteCommand(), p.setCommand(), p.payloadCommand(), p.pipeCommand()},
 		"trust":  {p.approveCommand(), p.revokeCommand(), p.caCommand(), p.logCommand()},
-		"server": {p.serveCommand(), p.signCommand(), p.sealCommand(), p.doctorCommand(), p.configCommand(), p.versionCommand()},
+		"server": {p.serveCommand(), p.hostCommand(), p.signCommand(), p.sealCommand(), p.doctorCommand(), p.configCommand(), p.versionCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group

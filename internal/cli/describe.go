@@ -37,7 +37,7 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 	e := &i.Enrolment
 	row(w, "Name", i.Ref)
 	row(w, "ID", i.ID)
-	row(w, "Host", i.Spec.Host)
+	row(w, "Host", describeHost(d.Host))
 	row(w, "Certificate names", orNone(join(i.Spec.DNSNames, i.Spec.IPs)))
 	row(w, "Channels", orNone(join(i.Spec.Channels)))
 	for _, port := range d.Ports {
@@ -48,7 +48,7 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 		if n == 0 {
 			label = "Parameters"
 		}
-		row(w, label, describeParam(param, d.Missing))
+		row(w, label, describeParam(param, d))
 	}
 	row(w, "Generation", i.Generation)
 	row(w, "State", p.stateText(e.State)+reason(e.Reason))
@@ -87,11 +87,25 @@ func describePort(port api.Port) string {
 	return fmt.Sprintf("%s: imprint %s %s; %s", port.Channel, way, port.Socket, state)
 }
 
-func describeParam(param imprint.Param, missing []string) string {
+func describeHost(h api.HostState) string {
+	switch h.State {
+	case api.HostConnected:
+		return fmt.Sprintf("%s; connected since %s from %s", h.Name, when(h.Since), h.Address)
+	case api.HostAway:
+		return fmt.Sprintf("%s; not connected", h.Name)
+	case api.HostUnknown:
+		return fmt.Sprintf("%s; not this server, and not a hypervisor that was added", h.Name)
+	}
+	return string(h.Name)
+}
+
+func describeParam(param imprint.Param, d *api.Description) string {
 	switch {
 	case param.Visibility == imprint.Public:
 		return fmt.Sprintf("%s = %s (public)", param.Name, param.Value)
-	case slices.Contains(missing, param.Name):
+	case d.Host.State == api.HostAway && slices.Contains(d.Missing, param.Name):
+		return fmt.Sprintf("%s (%s; whether it is at hand is known when host %s is back)", param.Name, param.Visibility, d.Host.Name)
+	case slices.Contains(d.Missing, param.Name):
 		return fmt.Sprintf("%s (%s; not at hand: give it with imprint set)", param.Name, param.Visibility)
 	}
 	return fmt.Sprintf("%s (%s)", param.Name, param.Visibility)

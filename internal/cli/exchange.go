@@ -10,7 +10,6 @@ import (
 
 	"imprint"
 	"imprint/api"
-	"imprint/internal/durable"
 )
 
 func (p *program) payloadCommand() *cobra.Command {
@@ -33,27 +32,10 @@ and spent when that machine confirms. Only the latest token counts.`,
 					return err
 				}
 			}
-			// The file comes first, so that no token is made for nobody.
-			var f *durable.File
-			if out != "-" {
-				var err error
-				if f, err = durable.Create(out, 0o600); err != nil {
-					return fileError("write", out, err).WithHint("name a file that does not exist yet, in a directory that you may write")
-				}
-				defer f.Discard()
-			}
 			client := p.client()
 			defer client.Close()
-			payload, err := client.Payload(c.Context(), args[0], life)
-			if err != nil {
+			if err := p.writePayload(out, func() (imprint.Secret, error) { return client.Payload(c.Context(), args[0], life) }); err != nil || out == "-" {
 				return err
-			}
-			if f == nil {
-				_, err := p.out.Write(payload.Reveal())
-				return err
-			}
-			if err := commit(f, payload.Reveal()); err != nil {
-				return fileError("write", out, err)
 			}
 			fmt.Fprintf(p.out, "payload of %s written to %s\n", args[0], out)
 			return nil

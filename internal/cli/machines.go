@@ -161,7 +161,11 @@ func (p *program) instanceTable(w io.Writer, list ...api.Instance) {
 			ends = i.Enrolment.Certificate.NotAfter.Local().Format(time.DateTime)
 		}
 		// Colours would confuse the column widths, so the state goes without.
-		row(w, i.Ref, i.Generation, i.Enrolment.State, tier, ends, i.Spec.Host, i.ID)
+		host := string(i.Spec.Host)
+		if i.HostAway {
+			host += " (not connected)"
+		}
+		row(w, i.Ref, i.Generation, i.Enrolment.State, tier, ends, host, i.ID)
 	}
 }
 

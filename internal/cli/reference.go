@@ -52,11 +52,12 @@ func references() (map[string][]byte, error) {
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	return map[string][]byte{
-		"cli.md":           cliReference(root),
-		"manifest.md":      []byte(manifest.Reference()),
-		"configuration.md": []byte("# The server's configuration\n\n`imprint config example` prints this file, `imprint config check FILE` checks one.\n\n```yaml\n" + daemon.ExampleConfig + "```\n"),
-		"exit-codes.md":    []byte(exitReference()),
-		"openapi.json":     openAPI,
+		"cli.md":      cliReference(root),
+		"manifest.md": []byte(manifest.Reference()),
+		"configuration.md": []byte("# The server's configuration\n\n`imprint config example` prints this file, `imprint config check FILE` checks one.\n\n```yaml\n" + daemon.ExampleConfig + "```\n" +
+			"\n# The configuration of imprint host\n\n`imprint host config example` prints this file, `imprint host config check FILE` checks one.\n\n```yaml\n" + daemon.ExampleHostConfig + "```\n"),
+		"exit-codes.md": []byte(exitReference()),
+		"openapi.json":  openAPI,
 	}, nil
 }
 
@@ -76,7 +77,7 @@ func cliReference(root *cobra.Command) []byte {
 }
 
 func describeCommands(b *bytes.Buffer, c *cobra.Command) {
-	if c.Runnable() && !c.HasSubCommands() {
+	if c.Runnable() && (!c.HasSubCommands() || c.NonInheritedFlags().HasFlags()) { // imprint host is both
 		text := c.Long
 		if text == "" {
 			text = c.Short + "."

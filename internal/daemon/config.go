@@ -17,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"imprint"
+	"imprint/internal/hostapi"
 )
 
 // maxConfig is the size limit of a configuration file in bytes.
@@ -51,6 +52,7 @@ type Config struct {
 	TrustDomain string `yaml:"trustDomain"`
 
 	CheckIn  CheckInConfig  `yaml:"checkIn"`
+	Hosts    HostsConfig    `yaml:"hosts"`
 	API      APIConfig      `yaml:"api"`
 	Operator string         `yaml:"operator"`
 	Store    StoreConfig    `yaml:"store"`
@@ -67,6 +69,17 @@ type CheckInConfig struct {
 	// PerAddress and Total bound the requests a second; 0 is the default.
 	PerAddress float64 `yaml:"perAddress"`
 	Total      float64 `yaml:"total"`
+}
+
+// HostsConfig is for the hypervisors on which "imprint host" runs. They reach the
+// check-in endpoint under a name of their own.
+type HostsConfig struct {
+	// Domains are the DNS suffixes of their names; empty means that there are none.
+	Domains []string `yaml:"domains"`
+	// CheckIn is the name; "" is imprint-hosts. before the first domain.
+	CheckIn string `yaml:"checkIn"`
+	// URLs are what their join files name; empty is https://CHECKIN:PORT.
+	URLs []string `yaml:"urls"`
 }
 
 // APIConfig is the control API over TCP, with client certificates.
@@ -172,31 +185,36 @@ func userDir(env, fallback string) string {
 // with its line.
 func ReadConfig(path string) (Config, error) {
 	c := DefaultConfig()
+	return c, readConfig(path, "imprint config example", &c)
+}
+
+// readConfig reads path into c, a configuration with its defaults; example is the
+// command that prints one.
+func readConfig(path, example string, c any) error {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return c, imprint.Errorf(imprint.NotFound, "read", path, "no such file").WithHint("write one with: imprint config example > %s", path)
+		return imprint.Errorf(imprint.NotFound, "read", path, "no such file").WithHint("write one with: %s > %s", example, path)
 	}
 	if err != nil {
-		return c, imprint.Errorf(imprint.Unavailable, "read", path, "%w", err)
+		return imprint.Errorf(imprint.Unavailable, "read", path, "%w", err)
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
 	if err != nil {
-		return c, imprint.Errorf(imprint.Unavailable, "read", path, "%w", err)
+		return imprint.Errorf(imprint.Unavailable, "read", path, "%w", err)
 	}
 	if len(b) > maxConfig {
-		return c, imprint.Errorf(imprint.Invalid, "read", path, "more than %d bytes", maxConfig)
+		return imprint.Errorf(imprint.Invalid, "read", path, "more than %d bytes", maxConfig)
 	}
-	err = parseConfig(path, b, &c)
-	return c, err
+	return parseConfig(path, example, b, c)
 }
 
-func parseConfig(path string, b []byte, c *Config) error {
+func parseConfig(path, example string, b []byte, c any) error {
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	dec.KnownFields(true)
 	if err := dec.Decode(c); err != nil && err != io.EOF {
 		return imprint.Errorf(imprint.Invalid, "read", path, "%s", yamlFault(err)).
-			WithHint("compare with: imprint config example")
+			WithHint("compare with: %s", example)
 	}
 	if dec.Decode(new(yaml.Node)) != io.EOF {
 		return imprint.Errorf(imprint.Invalid, "read", path, "it holds more than one document").WithHint("keep everything under one ---")
@@ -303,10 +321,46 @@ func (s *Settings) checkTenants() error {
 		tenant.CheckIn = t.CheckIn
 		s.Tenants = append(s.Tenants, tenant)
 	}
+	if names[string(hostapi.Tenant)] {
+		return imprint.Errorf(imprint.Invalid, "check", "tenants["+string(hostapi.Tenant)+"]", "the name is that of the hypervisors' tenant").
+			WithHint("choose another; hypervisors are configured under hosts")
+	}
+	if err := s.checkHosts(checkIns); err != nil {
+		return err
+	}
 	if !names[string(imprint.DefaultTenant)] {
 		return imprint.Errorf(imprint.Invalid, "check", "tenants", "there is no tenant %q", imprint.DefaultTenant).
 			WithHint("add it; whoever names no tenant means it")
 	}
+	return nil
+}
+
+// checkHosts adds the hypervisors' tenant, if there are to be any.
+func (s *Settings) checkHosts(checkIns map[string]string) error {
+	h := &s.Hosts
+	if len(h.Domains) == 0 {
+		return nil
+	}
+	if s.CheckIn.Listen == "" {
+		return imprint.Errorf(imprint.Invalid, "check", "hosts", "hypervisors connect to the check-in endpoint, which is switched off").
+			WithHint("set checkIn.listen, for example to \":8443\"")
+	}
+	for _, d := range h.Domains {
+		if err := imprint.CheckDNSName("hosts domains", d); err != nil {
+			return err
+		}
+	}
+	if h.CheckIn == "" {
+		h.CheckIn = "imprint-hosts." + h.Domains[0]
+	}
+	if err := imprint.CheckDNSName("hosts checkIn", h.CheckIn); err != nil {
+		return err
+	}
+	if other, taken := checkIns[h.CheckIn]; taken {
+		return imprint.Errorf(imprint.Invalid, "check", "hosts", "tenant %s has the check-in name %s already", other, h.CheckIn).
+			WithHint("give the hypervisors a checkIn name of their own")
+	}
+	s.Tenants = append(s.Tenants, imprint.Tenant{Name: hostapi.Tenant, Domains: h.Domains, CheckIn: h.CheckIn})
 	return nil
 }
 
@@ -358,6 +412,11 @@ checkIn:                              # EST, for machines whose payload came one
   urls: []                            # what payloads name; default https://CHECKIN:PORT
   # perAddress: 20                    # requests a second from one address
   # total: 5000                       # requests a second altogether
+
+hosts:                                # other hypervisors, on which "imprint host" runs; they use the check-in endpoint
+  domains: []                         # the suffixes of their names; empty: there are none
+  # checkIn: imprint-hosts.DOMAIN     # the name under which they reach it
+  # urls: []                          # what join files name; default https://CHECKIN:PORT
 
 api:                                  # the control API over TCP; off by default
   listen: ""

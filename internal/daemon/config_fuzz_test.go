@@ -22,7 +22,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add([]byte("nosuch: 1\n"))
 	read := func(t *testing.T, b []byte) (*Settings, error) {
 		c := DefaultConfig()
-		if err := parseConfig("server.yaml", b, &c); err != nil {
+		if err := parseConfig("server.yaml", "imprint config example", b, &c); err != nil {
 			return nil, err
 		}
 		return c.Check()

@@ -19,6 +19,7 @@ import (
 	"imprint/internal/enrol"
 	"imprint/internal/est"
 	"imprint/internal/host"
+	"imprint/internal/hostapi"
 	"imprint/internal/manifest"
 	"imprint/internal/seal"
 	"imprint/internal/server"
@@ -42,6 +43,14 @@ type Options struct {
 	Serving func()
 }
 
+// now is Now or what stands for it.
+func (o *Options) now() func() time.Time {
+	if o.Now == nil {
+		return time.Now
+	}
+	return o.Now
+}
+
 // Daemon is a server with all its roles.
 type Daemon struct {
 	Options
@@ -56,6 +65,7 @@ type Daemon struct {
 	engine      *enrol.Engine
 	values      *values
 	host        *host.Host
+	hosts       *hosts
 	checkIn     *est.Server // nil if switched off
 	server      *server.Server
 	heapFloor   []byte // is only kept
@@ -67,9 +77,7 @@ func Open(ctx context.Context, s *Settings, o Options) (_ *Daemon, err error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
+	o.Now = o.now()
 	d := &Daemon{Options: o, settings: s, metrics: newMetrics(), heapFloor: raiseHeapFloor()}
 	defer func() {
 		if err != nil {
@@ -104,6 +112,7 @@ func Open(ctx context.Context, s *Settings, o Options) (_ *Daemon, err error) {
 	if err := d.openHost(); err != nil {
 		return nil, err
 	}
+	d.openHosts()
 	if err := d.openCheckIn(ctx); err != nil {
 		return nil, err
 	}
@@ -160,10 +169,15 @@ func (d *Daemon) openHost() error {
 		Name: name, RunDir: d.settings.Run, Owner: owner, Dial: d.settings.dialled,
 		Instances: placements{d.store, name},
 		Control:   d.measuredEngine(), Params: d.values, Secrets: d.values.secrets,
-		Links: func() (*tap.Network, error) { return tap.Open(tap.Options{Logger: d.Logger}) },
+		Links: links(d.Logger),
 		Facts: d.facts().of, Logger: d.Logger, Now: d.Now,
 	})
 	return err
+}
+
+// links opens this machine's link-local network for a host role.
+func links(logger *slog.Logger) func() (*tap.Network, error) {
+	return func() (*tap.Network, error) { return tap.Open(tap.Options{Logger: logger}) }
 }
 
 func (d *Daemon) facts() *facts { return &facts{d.authorities, d.settings} }
@@ -184,10 +198,15 @@ func (d *Daemon) openCheckIn(ctx context.Context) error {
 	if r := d.settings.CheckIn.Total; r > 0 {
 		limits.TotalRate, limits.TotalBurst = r, max(int(r), 1)
 	}
-	d.checkIn, err = est.New(est.Config{
+	config := est.Config{
 		Engine: d.measuredEngine(), Instances: d.store, Authority: d.authorities, Values: d.values,
 		Tenants: tenants, Logger: d.Logger, Limits: limits, Now: d.Now, Observe: d.metrics.checkIn,
-	})
+		HostsPrefix: hostapi.Prefix, HostsTenant: hostapi.Tenant,
+	}
+	if d.hosts.api != nil {
+		config.Hosts = d.hosts.api
+	}
+	d.checkIn, err = est.New(config)
 	return err
 }
 
@@ -222,24 +241,29 @@ func (d *Daemon) openServer() error {
 		Registry:    registry,
 		Decisions:   d.engine,
 		Credentials: &credentials{engine: d.engine, store: d.store, facts: d.facts(), now: d.Now},
-		Params:      &params{values: d.values, store: d.store, host: d.host},
-		Pipes:       pipes{d.host},
-		Ports:       ports{d.host},
+		Params:      &params{values: d.values, hosts: d.hosts, store: d.store},
+		Pipes:       d.hosts,
+		Hosts:       d.hosts,
 		Watcher:     watcher{d.store},
 		Authorities: trust{d.authorities},
 		RootKeys:    trust{d.authorities},
 		Sealing:     &sealing{keys: d.keys, store: d.store, values: d.values, authorities: d.authorities, logger: d.Logger},
 		Log:         issuanceLog{d.log, d.logDir(), d.logKey},
-		Check:       manifest.Check,
-		Tenant:      s.Tenant,
-		Ready:       d.ready,
-		Host:        imprint.HostName(s.Name),
-		Run:         s.Run,
-		Version:     d.Version,
-		Group:       s.Group,
-		Operators:   s.API.Allow,
-		Metrics:     d.metrics.registry,
-		Logger:      d.Logger,
+		Check: func(ctx context.Context, spec *imprint.Spec) error {
+			if err := manifest.Check(spec); err != nil {
+				return err
+			}
+			return d.hosts.checkSpec(ctx, spec)
+		},
+		Tenant:    s.Tenant,
+		Ready:     d.ready,
+		Host:      imprint.HostName(s.Name),
+		Run:       s.Run,
+		Version:   d.Version,
+		Group:     s.Group,
+		Operators: s.API.Allow,
+		Metrics:   d.metrics.registry,
+		Logger:    d.Logger,
 	})
 	return err
 }
@@ -263,6 +287,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if listeners.checkIn != nil {
 		group.Go(func() error { return d.checkIn.Serve(ctx, listeners.checkIn) })
 		group.Go(func() error { return d.renewEndpoints(ctx) })
+	}
+	if d.hosts.api != nil {
+		defer context.AfterFunc(ctx, d.hosts.api.Close)()
 	}
 	group.Go(func() error { return d.expire(ctx) })
 	group.Go(func() error { return d.sweepRevocations(ctx) })

@@ -146,11 +146,11 @@ func (p placements) Watch(ctx context.Context) iter.Seq2[host.Notice, error] {
 	}
 }
 
-// params puts each sort of parameter where it belongs.
+// params puts each sort of parameter where it belongs; secret ones belong to the hosts.
 type params struct {
 	*values
+	*hosts
 	store *store.Store
-	host  *host.Host
 }
 
 // PutPublic changes the value in the spec.
@@ -186,58 +186,9 @@ func (p *params) PutPrivate(ctx context.Context, id imprint.InstanceID, name str
 	return err
 }
 
-// PutSecret hands the value to this host's memory.
-func (p *params) PutSecret(_ context.Context, i *imprint.Instance, name string, value imprint.Secret) error {
-	if err := p.secrets.Put(i.ID, i.Generation, name, value); err != nil {
-		return err
-	}
-	p.host.Refresh()
-	return nil
-}
-
-// Missing names the secret parameters that have to be given again.
-func (p *params) Missing(_ context.Context, i *imprint.Instance) []string {
-	return p.secrets.Missing(i)
-}
-
 func changedParam(name, by string) imprint.Change {
 	return imprint.Change{Events: []imprint.Event{{Kind: imprint.EventChanged, Detail: map[string]string{"param": name, "by": by}}}}
 }
-
-// pipes are the message queues in the host role's memory.
-type pipes struct{ host *host.Host }
-
-func (p pipes) Send(_ context.Context, id imprint.InstanceID, message []byte) error {
-	return p.host.Send(id, message)
-}
-
-// Receive takes the oldest message at once; the control API's caller has it when
-// the answer arrives.
-func (p pipes) Receive(ctx context.Context, id imprint.InstanceID) ([]byte, bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, receivePatience)
-	defer cancel()
-	message, err := p.host.Receive(ctx, id)
-	switch {
-	case ctx.Err() != nil:
-		return nil, false, nil
-	case err != nil:
-		return nil, false, err
-	}
-	return message, true, p.host.Acknowledge(id, imprint.DigestOf(message))
-}
-
-// ports are the sockets of the host role.
-type ports struct{ host *host.Host }
-
-func (p ports) Ports(_ context.Context, id imprint.InstanceID) (list []api.Port) {
-	for _, one := range p.host.Ports(id) {
-		list = append(list, api.Port(one))
-	}
-	return list
-}
-
-// receivePatience is how long an operator's receive waits for a message.
-const receivePatience = time.Second
 
 // credentials hands out what is carried to a machine by hand.
 type credentials struct {

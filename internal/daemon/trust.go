@@ -11,6 +11,7 @@ import (
 	"imprint/api"
 	"imprint/internal/ca"
 	"imprint/internal/dialect"
+	"imprint/internal/hostapi"
 )
 
 // trust shows the authorities to the control API, and lets operators take root
@@ -137,8 +138,12 @@ func (f *facts) of(name imprint.TenantName) (dialect.Facts, error) {
 
 // checkInURLs are the base URLs that a tenant's payloads name.
 func (s *Settings) checkInURLs(t imprint.Tenant) []string {
-	if s.CheckIn.Listen == "" || len(s.CheckIn.URLs) > 0 {
-		return s.CheckIn.URLs
+	own := s.CheckIn.URLs
+	if t.Name == hostapi.Tenant {
+		own = s.Hosts.URLs
+	}
+	if s.CheckIn.Listen == "" || len(own) > 0 {
+		return own
 	}
 	_, port, err := net.SplitHostPort(s.CheckIn.Listen)
 	if err != nil {

@@ -69,6 +69,10 @@ type call struct {
 
 // ServeHTTP implements [http.Handler].
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h := s.hosts(r); h != nil {
+		h.ServeHTTP(w, r)
+		return
+	}
 	began := time.Now()
 	rec := &recorder{ResponseWriter: w, status: http.StatusOK}
 	if wait := s.rates.take(remote(r), s.now()); wait > 0 {

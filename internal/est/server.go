@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -67,7 +68,7 @@ type Values interface {
 	Held(ctx context.Context, inst *imprint.Instance) (map[string]bool, error)
 }
 
-// Config is what a [Server] needs; every field but Limits, Observe and Now is required.
+// Config is what a [Server] needs; every field but Hosts, Limits, Observe and Now is required.
 type Config struct {
 	Engine    Engine
 	Instances Instances
@@ -75,6 +76,13 @@ type Config struct {
 	Values    Values
 	Tenants   []Tenant
 	Logger    *slog.Logger
+
+	// Hosts, if it is not nil, answers what comes below HostsPrefix with a
+	// certificate of the tenant HostsTenant, outside the limits on rates. It
+	// judges the certificate beyond its chain.
+	Hosts       http.Handler
+	HostsPrefix string
+	HostsTenant imprint.TenantName
 
 	// Limits are [DefaultLimits] if zero.
 	Limits Limits
@@ -96,6 +104,7 @@ type Server struct {
 	observe   func(route string, status int, took time.Duration)
 	now       func() time.Time
 	log       *slog.Logger
+	hosts     func(*http.Request) http.Handler // nil for what is not the hosts'
 
 	tenants atomic.Pointer[directory] // replaced as a whole by SetTenants
 	rates   *rates
@@ -117,6 +126,15 @@ func New(cfg Config) (*Server, error) {
 		s.now = time.Now
 	}
 	s.rates = newRates(s.limits)
+	s.hosts = func(r *http.Request) http.Handler {
+		if cfg.Hosts == nil || !strings.HasPrefix(r.URL.Path, cfg.HostsPrefix) || r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+			return nil
+		}
+		if t, err := s.tenants.Load().ofRequest(r); err != nil || t.name != cfg.HostsTenant {
+			return nil
+		}
+		return cfg.Hosts
+	}
 	for _, rt := range routes() {
 		for _, pattern := range rt.patterns {
 			s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.serve(rt, w, r) })

@@ -3,6 +3,7 @@ package guest
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"math/rand/v2"
 	"net"
 	"time"
@@ -25,6 +26,11 @@ type Options struct {
 	TrustCA bool
 	// SSH has the machine's SSH host key certified too.
 	SSH bool
+	// IdentityOnly leaves everything but key and certificate alone: the clock,
+	// parameters, hooks.
+	IdentityOnly bool
+	// Dial connects to the check-in endpoint; nil is the usual way.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Enrolled is called each time the machine has a certificate in use.
 	Enrolled func()
 }
@@ -68,6 +74,12 @@ func New(o Options, console *Console) *Agent {
 		boundary: func(string) error { return nil },
 	}
 	a.sources = []source{newVirtioSource(layout), newSerialSource(layout), newVolumeSource(layout), fileSource{layout.Payload()}}
+	if o.Dial != nil {
+		a.dial = o.Dial
+	}
+	if o.IdentityOnly {
+		a.clock.set = func(time.Time) error { return errors.New("it is not the agent's to set") }
+	}
 	if o.PayloadFile != "" {
 		a.sources = []source{fileSource{o.PayloadFile}}
 	}
@@ -365,17 +377,19 @@ func (a *Agent) complete(ctx context.Context, l link, rec *record, cred *credent
 		}
 		a.console.Say("confirmed: imprint knows that %s holds its key", rec.Payload.Name)
 	}
-	if err := a.putParams(ctx, l, cred); err != nil {
-		return err
-	}
-	if err := a.boundary("parameters"); err != nil {
-		return err
-	}
-	if err := a.apply(ctx, l, rec, cred); err != nil {
-		return err
-	}
-	if err := a.boundary("applied"); err != nil {
-		return err
+	if !a.o.IdentityOnly {
+		if err := a.putParams(ctx, l, cred); err != nil {
+			return err
+		}
+		if err := a.boundary("parameters"); err != nil {
+			return err
+		}
+		if err := a.apply(ctx, l, rec, cred); err != nil {
+			return err
+		}
+		if err := a.boundary("applied"); err != nil {
+			return err
+		}
 	}
 	if rec.Closed != serial {
 		if err := l.Ready(ctx, cred); err != nil {
@@ -390,8 +404,10 @@ func (a *Agent) complete(ctx context.Context, l link, rec *record, cred *credent
 		}
 	}
 	if rec.Applied != serial {
-		if err := a.runHooks(ctx, event, &rec.Payload); err != nil {
-			return err
+		if !a.o.IdentityOnly {
+			if err := a.runHooks(ctx, event, &rec.Payload); err != nil {
+				return err
+			}
 		}
 		if err := a.boundary("hooks"); err != nil {
 			return err

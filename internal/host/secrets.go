@@ -2,6 +2,8 @@ package host
 
 import (
 	"bytes"
+	"maps"
+	"slices"
 	"sync"
 
 	"imprint"
@@ -64,6 +66,16 @@ func (s *Secrets) Get(id imprint.InstanceID, gen imprint.Generation, name string
 	}
 	value, ok := g.values[name]
 	return imprint.NewSecret(bytes.Clone(value)), ok
+}
+
+// Held returns the names of the values of generation gen, sorted.
+func (s *Secrets) Held(id imprint.InstanceID, gen imprint.Generation) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if g := s.m[id]; g != nil && g.number == gen {
+		return slices.Sorted(maps.Keys(g.values))
+	}
+	return nil
 }
 
 // Drop forgets all values of an instance.

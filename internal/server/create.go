@@ -19,7 +19,7 @@ type createInput struct{ Body api.CreateRequest }
 func (s *Server) create(ctx context.Context, in *createInput) (*answer[api.Created], error) {
 	spec := in.Body.Spec
 	s.complete(&spec)
-	if err := s.Check(&spec); err != nil {
+	if err := s.Check(ctx, &spec); err != nil {
 		return nil, err
 	}
 	tenant, err := s.Tenant(spec.Tenant)

@@ -68,10 +68,13 @@ type Pipes interface {
 	Receive(ctx context.Context, id imprint.InstanceID) (message []byte, ok bool, err error)
 }
 
-// Ports tells how instances' channels arrive.
-type Ports interface {
-	// Ports returns those of an instance; none while its host cannot be reached.
-	Ports(ctx context.Context, id imprint.InstanceID) []api.Port
+// Hosts tells how instances are served.
+type Hosts interface {
+	// Host returns how a host is connected.
+	Host(ctx context.Context, name imprint.HostName) api.HostState
+	// Ports returns how an instance's channels arrive at its host; none while the
+	// host cannot be reached.
+	Ports(ctx context.Context, i *imprint.Instance) []api.Port
 }
 
 // Notice is one change in the store.

@@ -219,7 +219,14 @@ func (w *world) PutSecret(_ context.Context, i *imprint.Instance, name string, v
 	return nil
 }
 
-func (w *world) Ports(context.Context, imprint.InstanceID) []api.Port {
+func (w *world) Host(_ context.Context, name imprint.HostName) api.HostState {
+	if name == "away.example.net" {
+		return api.HostState{Name: name, State: api.HostAway}
+	}
+	return api.HostState{Name: name, State: api.HostHere}
+}
+
+func (w *world) Ports(context.Context, *imprint.Instance) []api.Port {
 	return []api.Port{{Channel: imprint.Serial2, Socket: "/run/qemu/web-1.sock", Dialled: true, Problem: "nobody listens there yet"}}
 }
 
@@ -375,8 +382,8 @@ func config(w *world, log io.Writer) Config {
 		"acme":    {Name: "acme", Domains: []string{"acme.example"}},
 	}
 	return Config{
-		Instances: w, Registry: w, Decisions: w, Credentials: w, Params: w, Pipes: w, Ports: w, Watcher: w, Authorities: w, RootKeys: w, Sealing: w, Log: w,
-		Check: checkSpec,
+		Instances: w, Registry: w, Decisions: w, Credentials: w, Params: w, Pipes: w, Hosts: w, Watcher: w, Authorities: w, RootKeys: w, Sealing: w, Log: w,
+		Check: func(_ context.Context, s *imprint.Spec) error { return checkSpec(s) },
 		Tenant: func(name imprint.TenantName) (imprint.Tenant, error) {
 			t, ok := tenants[name]
 			if !ok {

@@ -67,14 +67,25 @@ func (s *Server) list(ctx context.Context, in *listInput) (*answer[api.Page], er
 		return nil, err
 	}
 	page := api.Page{Instances: make([]api.Instance, len(all)), Next: next}
-	for i := range all {
-		page.Instances[i] = api.FromInstance(all[i])
+	away := map[imprint.HostName]bool{}
+	for i, one := range all {
+		if _, asked := away[one.Spec.Host]; !asked {
+			away[one.Spec.Host] = s.Hosts.Host(ctx, one.Spec.Host).State == api.HostAway
+		}
+		page.Instances[i] = api.FromInstance(one)
+		page.Instances[i].HostAway = away[one.Spec.Host]
 	}
 	return &answer[api.Page]{page}, nil
 }
 
 func (s *Server) get(ctx context.Context, in *InstanceRef) (*answer[api.Instance], error) {
-	return shown(s.find(ctx, in.Ref))
+	i, err := s.find(ctx, in.Ref)
+	if err != nil {
+		return nil, err
+	}
+	out := api.FromInstance(i)
+	out.HostAway = s.Hosts.Host(ctx, i.Spec.Host).State == api.HostAway
+	return &answer[api.Instance]{out}, nil
 }
 
 func (s *Server) describe(ctx context.Context, in *InstanceRef) (*answer[api.Description], error) {
@@ -86,9 +97,12 @@ func (s *Server) describe(ctx context.Context, in *InstanceRef) (*answer[api.Des
 	if err != nil {
 		return nil, err
 	}
-	return &answer[api.Description]{api.Description{
-		Instance: api.FromInstance(i), Timeline: events, Missing: s.Params.Missing(ctx, i), Ports: s.Ports.Ports(ctx, i.ID),
-	}}, nil
+	out := api.Description{
+		Instance: api.FromInstance(i), Timeline: events, Host: s.Hosts.Host(ctx, i.Spec.Host),
+		Missing: s.Params.Missing(ctx, i), Ports: s.Hosts.Ports(ctx, i),
+	}
+	out.Instance.HostAway = out.Host.State == api.HostAway
+	return &answer[api.Description]{out}, nil
 }
 
 type timelineInput struct {

@@ -25,15 +25,15 @@ type Config struct {
 	Credentials Credentials
 	Params      Params
 	Pipes       Pipes
-	Ports       Ports
+	Hosts       Hosts
 	Watcher     Watcher
 	Authorities Authorities
 	RootKeys    RootKeys
 	Sealing     Sealing
 	Log         IssuanceLog
 
-	// Check judges a new spec apart from its tenant; manifest.Check.
-	Check func(*imprint.Spec) error
+	// Check judges a new spec apart from its tenant.
+	Check func(context.Context, *imprint.Spec) error
 	// Tenant returns the tenant of that name, or an error of kind NotFound.
 	Tenant func(imprint.TenantName) (imprint.Tenant, error)
 	// Ready returns why the server cannot do its work, or nil.

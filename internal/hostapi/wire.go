@@ -1,0 +1,204 @@
+package hostapi
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"imprint"
+	"imprint/internal/dialect"
+)
+
+// Prefix is where the host API begins on the check-in endpoint.
+const Prefix = "/.well-known/imprint/host/v1/"
+
+// Limits on what is said.
+const (
+	maxLine    = 3 << 20   // bytes of one line of a stream: a record of 1 MiB, escaped
+	maxRequest = 64 << 10  // bytes of an enrolment or a report
+	maxAnswer  = 128 << 10 // bytes of an answer to a call
+	maxReply   = 3 << 20   // bytes of any other reply: an instance
+	maxID      = 64        // bytes of a report's or a call's identifier
+)
+
+// Times of a stream.
+const (
+	// heartbeat is how often the server sends an empty line when nothing happens.
+	heartbeat = 5 * time.Second
+	// silence is how long the host waits for a line before it connects again.
+	silence = 4 * heartbeat
+	// callTime is how long a host may take for the answer to a call.
+	callTime = 10 * time.Second
+)
+
+// Notice is one line of a stream; it has one of the fields beside Revision and Relist.
+type Notice struct {
+	Revision int64 `json:"revision,omitempty"`
+	// Relist marks an Instance that is part of a list of what there is; Synced ends it.
+	Relist   bool               `json:"relist,omitempty"`
+	Synced   bool               `json:"synced,omitempty"`
+	Instance *Instance          `json:"instance,omitempty"`
+	Deleted  imprint.InstanceID `json:"deleted,omitempty"`
+	Tenant   *TenantFacts       `json:"tenant,omitempty"`
+	Call     *Call              `json:"call,omitempty"`
+	Error    *problem           `json:"error,omitempty"` // ends the stream
+}
+
+// Instance is a record with its revision, which the record's own JSON lacks.
+type Instance struct {
+	Revision int64 `json:"revision"`
+	imprint.Instance
+}
+
+// wrap returns i as a host sees it.
+func wrap(i *imprint.Instance) *Instance {
+	c := *i
+	c.Enrolment.TokenHash = "" // for the one who decides only
+	return &Instance{Revision: i.Revision, Instance: c}
+}
+
+// Unwrap returns the record.
+func (i *Instance) Unwrap() *imprint.Instance {
+	c := i.Instance
+	c.Revision = i.Revision
+	return &c
+}
+
+// TenantFacts is what is common to a tenant's instances. It comes before the
+// first of them, and again when it changes.
+type TenantFacts struct {
+	Name  imprint.TenantName `json:"name"`
+	Facts dialect.Facts      `json:"facts"`
+}
+
+// The calls that a control plane makes.
+const (
+	CallSecret  = "secret"  // keep Value as the secret parameter Name of Generation, in memory only
+	CallLook    = "look"    // tell the ports and the secret values at hand
+	CallSend    = "send"    // queue Value for the guest
+	CallReceive = "receive" // take the oldest message from the guest
+)
+
+// Call asks a host for something about an instance.
+type Call struct {
+	ID         string             `json:"id"`
+	Kind       string             `json:"kind"`
+	Instance   imprint.InstanceID `json:"instance"`
+	Generation imprint.Generation `json:"generation,omitempty"`
+	Name       string             `json:"name,omitempty"`
+	Value      []byte             `json:"value,omitempty"`
+}
+
+// Answer is what a host says to a [Call].
+type Answer struct {
+	Error   *problem `json:"error,omitempty"`
+	Ports   []Port   `json:"ports,omitempty"`   // look
+	Held    []string `json:"held,omitempty"`    // look: the secret values of the generation
+	Message []byte   `json:"message,omitempty"` // receive; none if there is no message
+}
+
+// Failed returns the answer that says err.
+func Failed(err error) Answer { return Answer{Error: problemOf(err)} }
+
+// Port is how one of an instance's channels arrives at a host.
+type Port struct {
+	Channel   imprint.ChannelKind `json:"channel"`
+	Socket    string              `json:"socket,omitempty"`
+	Interface string              `json:"interface,omitempty"`
+	Dialled   bool                `json:"dialled,omitempty"`
+	Connected bool                `json:"connected,omitempty"`
+	Problem   string              `json:"problem,omitempty"`
+}
+
+// enrolment is the body of enrol. It has no witness: that is who sends it.
+type enrolment struct {
+	Instance   imprint.InstanceID  `json:"instance"`
+	Generation imprint.Generation  `json:"generation"`
+	Channel    imprint.ChannelKind `json:"channel"`
+	CSR        []byte              `json:"csr"`
+	SSHHost    string              `json:"sshHost,omitempty"`
+}
+
+// outcome is the reply to enrol: a decision may have both fields.
+type outcome struct {
+	Instance *Instance `json:"instance,omitempty"`
+	Error    *problem  `json:"error,omitempty"`
+}
+
+// report is the body of report. It has no witness either.
+type report struct {
+	ID         string              `json:"id"`
+	Seen       time.Time           `json:"seen"`
+	Instance   imprint.InstanceID  `json:"instance"`
+	Generation imprint.Generation  `json:"generation"`
+	Channel    imprint.ChannelKind `json:"channel"`
+	Kind       imprint.ReportKind  `json:"kind"`
+	Name       string              `json:"name,omitempty"`
+	Data       []byte              `json:"data,omitempty"`
+	From       string              `json:"from,omitempty"`
+	NIC        *imprint.NIC        `json:"nic,omitempty"`
+}
+
+// problem is an error on the wire.
+type problem struct {
+	Kind    string `json:"kind"`
+	Op      string `json:"op"`
+	Operand string `json:"operand,omitempty"`
+	Cause   string `json:"cause,omitempty"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+// problemType is the media type of a refusal: what has another one was not said
+// by this API, and decides nothing.
+const problemType = "application/vnd.imprint.host-problem+json"
+
+// problemOf returns err as it goes out. What is internal stays inside.
+func problemOf(err error) *problem {
+	var e *imprint.Error
+	if !errors.As(err, &e) || e.Kind == imprint.Internal {
+		return &problem{Kind: imprint.Internal.String(), Op: "ask", Operand: "the other end", Cause: "internal error; its log says which"}
+	}
+	p := &problem{Kind: e.Kind.String(), Op: e.Op, Operand: e.Operand, Hint: imprint.HintOf(e)}
+	if e.Err != nil {
+		p.Cause = e.Err.Error()
+	}
+	return p
+}
+
+// err returns the error that p was.
+func (p *problem) err() error {
+	if p == nil {
+		return nil
+	}
+	e := &imprint.Error{Kind: imprint.ParseKind(p.Kind), Op: p.Op, Operand: p.Operand, Hint: p.Hint}
+	if p.Cause != "" {
+		e.Err = errors.New(p.Cause)
+	}
+	return e
+}
+
+// statusOf is the HTTP status of a refusal; its kind is in the body.
+func statusOf(k imprint.Kind) int {
+	switch k {
+	case imprint.Denied, imprint.Unauthorized:
+		return http.StatusForbidden
+	case imprint.NotFound:
+		return http.StatusNotFound
+	case imprint.Invalid:
+		return http.StatusBadRequest
+	case imprint.Unavailable, imprint.Exhausted:
+		return http.StatusServiceUnavailable
+	case imprint.Internal:
+		return http.StatusInternalServerError
+	}
+	return http.StatusConflict
+}
+
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // plain data can be marshalled
+	}
+	return b
+}

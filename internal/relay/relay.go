@@ -1,0 +1,325 @@
+package relay
+
+import (
+	"context"
+	"iter"
+	"log/slog"
+	"math/rand/v2"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"imprint"
+	"imprint/internal/dialect"
+	"imprint/internal/host"
+	"imprint/internal/hostapi"
+	"imprint/internal/seal"
+	"imprint/internal/spool"
+)
+
+// ControlPlane is the other end: a hostapi.Client. Kind [imprint.Unavailable]
+// means that it could not be asked.
+type ControlPlane interface {
+	Watch(ctx context.Context, from int64, each func(hostapi.Notice) error) error
+	Enrol(ctx context.Context, s imprint.Submission) (*imprint.Instance, error)
+	Report(ctx context.Context, r imprint.Report) error
+	Param(ctx context.Context, id imprint.InstanceID, name string) (imprint.Secret, error)
+	Answer(ctx context.Context, call string, a hostapi.Answer) error
+}
+
+// Guests is the host role that serves over a [Relay]: a host.Host.
+type Guests interface {
+	Refresh()
+	Ports(id imprint.InstanceID) []host.Port
+	Send(id imprint.InstanceID, message []byte) error
+	Receive(ctx context.Context, id imprint.InstanceID) ([]byte, error)
+	Acknowledge(id imprint.InstanceID, d imprint.Digest) error
+}
+
+// Config is what a [Relay] needs; all of it is.
+type Config struct {
+	// Dir holds the copy, the queue and the key that seals the copy. Mode 0700.
+	Dir          string
+	ControlPlane ControlPlane
+	Secrets      *host.Secrets
+	Logger       *slog.Logger
+	Now          func() time.Time
+}
+
+// Relay stands between a host role and its control plane.
+type Relay struct {
+	Config
+	copy    *copied
+	reports *reports
+	// stream says how the stream to the control plane is.
+	stream atomic.Int32
+	guests Guests // set before anything is served
+
+	facts struct {
+		sync.Mutex
+		m map[imprint.TenantName]dialect.Facts // guarded by Mutex
+	}
+	calls chan struct{} // one element for each call that is being answered
+}
+
+// How the stream to the control plane is.
+const (
+	away    int32 = iota // nobody answers
+	refused              // it is there, and does not want this host
+	open
+)
+
+// maxCalls is how many calls are answered at a time.
+const maxCalls = 16
+
+// Open reads what an earlier process left in dir. It fails with kind
+// [imprint.Internal] if it cannot.
+func Open(c Config) (*Relay, error) {
+	keys, err := seal.OpenFile(filepath.Join(c.Dir, "kek"))
+	if err != nil {
+		return nil, err
+	}
+	r := &Relay{Config: c, calls: make(chan struct{}, maxCalls)}
+	if r.copy, err = openCopy(filepath.Join(c.Dir, "copy"), keys, c.Logger); err != nil {
+		return nil, err
+	}
+	r.facts.m = r.copy.facts()
+	queue, kept, torn, err := spool.Open(filepath.Join(c.Dir, "reports"))
+	if err != nil {
+		return nil, err
+	}
+	if torn > 0 {
+		c.Logger.Warn("reports that were being written when the last process ended were dropped; no value had left for them", "count", torn)
+	}
+	r.reports = newReports(queue, kept, c.ControlPlane.Report, c.Logger)
+	return r, nil
+}
+
+// Serve makes g the host role that calls are about. It is called once, before Run
+// and before the host role runs.
+func (r *Relay) Serve(g Guests) { r.guests = g }
+
+// Run sends what is reported until ctx ends. What is left then is on the disk.
+func (r *Relay) Run(ctx context.Context) { r.reports.run(ctx) }
+
+// Connected reports whether the control plane is at hand.
+func (r *Relay) Connected() bool { return r.stream.Load() == open }
+
+// Queued returns how many reports wait.
+func (r *Relay) Queued() int { return r.reports.queue.Len() }
+
+// Pauses between two attempts to open the stream.
+const (
+	pauseFirst = 200 * time.Millisecond
+	pauseLast  = 10 * time.Second
+)
+
+// Watch implements host.Instances: what the copy has, then the stream, for ever.
+// The copy is no list of all there is: until the control plane said so, nothing
+// is taken for gone.
+func (r *Relay) Watch(ctx context.Context) iter.Seq2[host.Notice, error] {
+	return func(yield func(host.Notice, error) bool) {
+		for _, inst := range r.copy.instances() {
+			if !yield(host.Notice{Instance: inst}, nil) {
+				return
+			}
+		}
+		w := watching{relay: r, yield: yield}
+		var calls sync.WaitGroup
+		defer calls.Wait()
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		w.call = func(ask hostapi.Call) { calls.Go(func() { r.answer(ctx, ask) }) }
+		for pause := pauseFirst; ; pause = min(2*pause, pauseLast) {
+			before := w.seen
+			w.fresh = true
+			err := r.ControlPlane.Watch(ctx, w.seen, w.notice)
+			state := away
+			if imprint.KindOf(err) == imprint.Unauthorized {
+				state = refused
+			}
+			r.stream.Store(state)
+			if w.left || ctx.Err() != nil || !yield(host.Notice{}, err) {
+				return
+			}
+			if w.seen != before {
+				pause = pauseFirst
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(pause/2 + rand.N(pause)):
+			}
+		}
+	}
+}
+
+// watching is one running Watch.
+type watching struct {
+	relay  *Relay
+	yield  func(host.Notice, error) bool
+	call   func(hostapi.Call)
+	left   bool  // the reader wants no more
+	fresh  bool  // the control plane has not answered yet
+	seen   int64 // the revision up to which everything was told
+	listed map[imprint.InstanceID]bool
+}
+
+// notice acts on one line of the stream.
+func (w *watching) notice(n hostapi.Notice) error {
+	r := w.relay
+	if w.fresh { // the control plane answered
+		w.fresh, w.listed = false, map[imprint.InstanceID]bool{}
+		r.stream.Store(open)
+		r.reports.wake()
+		r.Logger.Info("the control plane is connected", "reports", r.Queued())
+	}
+	out := host.Notice{Relist: n.Relist, Synced: n.Synced, Deleted: n.Deleted}
+	switch {
+	case n.Tenant != nil:
+		r.learn(n.Tenant)
+		return nil
+	case n.Call != nil:
+		w.call(*n.Call)
+		return nil
+	case n.Instance != nil:
+		out.Instance = n.Instance.Unwrap()
+		r.copy.keep(out.Instance)
+		if n.Relist {
+			w.listed[out.Instance.ID] = true
+		}
+	case n.Deleted != "":
+		r.copy.drop(n.Deleted)
+	case n.Synced:
+		r.copy.retain(w.listed)
+	default:
+		return nil
+	}
+	if !w.yield(out, nil) {
+		w.left = true
+		return imprint.Errorf(imprint.Unavailable, "watch", "control plane", "left")
+	}
+	if !n.Relist { // a list that broke off starts again
+		w.seen = max(w.seen, n.Revision)
+	}
+	return nil
+}
+
+// learn keeps what is common to a tenant's instances.
+func (r *Relay) learn(t *hostapi.TenantFacts) {
+	r.facts.Lock()
+	r.facts.m[t.Name] = t.Facts
+	r.facts.Unlock()
+	r.copy.keepFacts(t)
+	r.guests.Refresh()
+}
+
+// Facts returns what is common to a tenant's instances. It fails with kind
+// [imprint.Unavailable] before the control plane told it.
+func (r *Relay) Facts(name imprint.TenantName) (dialect.Facts, error) {
+	r.facts.Lock()
+	defer r.facts.Unlock()
+	if f, ok := r.facts.m[name]; ok {
+		return f, nil
+	}
+	return dialect.Facts{}, imprint.Errorf(imprint.Unavailable, "find", "tenant "+string(name), "the control plane has not told it yet")
+}
+
+// Enrol implements host.Control. It waits for nothing: the guest asks again.
+func (r *Relay) Enrol(ctx context.Context, s imprint.Submission) (*imprint.Instance, error) {
+	if !r.Connected() {
+		return nil, imprint.Errorf(imprint.Unavailable, "enrol", string(s.Instance), "the control plane is not connected")
+	}
+	inst, err := r.ControlPlane.Enrol(ctx, s)
+	if inst != nil {
+		r.copy.keep(inst)
+	}
+	return inst, err
+}
+
+// Report implements host.Control. The report is on the disk when this returns
+// nil; with the control plane at hand it is also on record there.
+func (r *Relay) Report(ctx context.Context, rep imprint.Report) error {
+	rep.Seen = r.Now()
+	return r.reports.add(ctx, rep, r.Connected)
+}
+
+// Param implements host.Params. The value that was fetched last is used only
+// while the control plane cannot be asked.
+func (r *Relay) Param(ctx context.Context, id imprint.InstanceID, name string) (imprint.Secret, error) {
+	if r.stream.Load() == refused {
+		return imprint.Secret{}, imprint.Errorf(imprint.Unauthorized, "read", name, "the control plane refuses this host")
+	}
+	err := error(imprint.Errorf(imprint.Unavailable, "read", name, "the control plane is not connected"))
+	if r.Connected() {
+		var value imprint.Secret
+		if value, err = r.ControlPlane.Param(ctx, id, name); err == nil {
+			r.copy.keepValue(id, name, value)
+			return value, nil
+		}
+	}
+	switch imprint.KindOf(err) {
+	case imprint.Unavailable:
+	case imprint.NotFound, imprint.Denied:
+		r.copy.dropValue(id, name)
+		fallthrough
+	default:
+		return imprint.Secret{}, err
+	}
+	if value, ok := r.copy.value(id, name); ok {
+		return value, nil
+	}
+	return imprint.Secret{}, err
+}
+
+// answer does what the control plane asks for.
+func (r *Relay) answer(ctx context.Context, ask hostapi.Call) {
+	select {
+	case r.calls <- struct{}{}:
+		defer func() { <-r.calls }()
+	case <-ctx.Done():
+		return
+	}
+	a, err := r.perform(ctx, &ask)
+	clear(ask.Value)
+	if err != nil {
+		a = hostapi.Failed(err)
+	}
+	if err := r.ControlPlane.Answer(ctx, ask.ID, a); err != nil && ctx.Err() == nil {
+		r.Logger.WarnContext(ctx, "a call of the control plane was not answered", "call", ask.Kind, "instance", ask.Instance, "error", err)
+		return
+	}
+	if ask.Kind == hostapi.CallReceive && a.Message != nil {
+		r.guests.Acknowledge(ask.Instance, imprint.DigestOf(a.Message)) // else it is read again
+	}
+}
+
+// receivePatience is how long an operator's receive waits for a message.
+const receivePatience = time.Second
+
+func (r *Relay) perform(ctx context.Context, ask *hostapi.Call) (a hostapi.Answer, err error) {
+	switch ask.Kind {
+	case hostapi.CallSecret:
+		if err := r.Secrets.Put(ask.Instance, ask.Generation, ask.Name, imprint.NewSecret(ask.Value)); err != nil {
+			return a, err
+		}
+		r.guests.Refresh()
+	case hostapi.CallLook:
+		for _, one := range r.guests.Ports(ask.Instance) {
+			a.Ports = append(a.Ports, hostapi.Port(one))
+		}
+		a.Held = r.Secrets.Held(ask.Instance, ask.Generation)
+	case hostapi.CallSend:
+		return a, r.guests.Send(ask.Instance, ask.Value)
+	case hostapi.CallReceive:
+		ctx, cancel := context.WithTimeout(ctx, receivePatience)
+		defer cancel()
+		if a.Message, err = r.guests.Receive(ctx, ask.Instance); ctx.Err() != nil {
+			return a, nil // there is none
+		}
+	default:
+		return a, imprint.Errorf(imprint.Invalid, "answer", "call", "this host does not know %q", ask.Kind)
+	}
+	return a, err
+}
