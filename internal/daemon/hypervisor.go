@@ -140,7 +140,7 @@ func (h *hypervisor) serve(ctx context.Context, id *guest.Identity, renewed <-ch
 	}
 	role, err := host.New(host.Config{
 		Name: name, RunDir: h.settings.Run, Owner: owner, Dial: h.settings.dial.dialled, Links: links(h.Logger),
-		Instances: between, Control: between, Params: between, Secrets: secrets, Facts: between.Facts,
+		Instances: between, Control: between, Params: between, Secrets: secrets, Connected: between.Connected, Facts: between.Facts,
 		Logger: h.Logger, Now: h.now(),
 	})
 	if err != nil {

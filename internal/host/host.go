@@ -69,6 +69,9 @@ type Config struct {
 	Control   Control
 	Params    Params
 	Secrets   *Secrets
+	// Connected reports whether the control plane is at hand, so that what is
+	// reported shows in the record soon. Nil is always.
+	Connected func() bool
 	// Facts returns what is common to a tenant's instances.
 	Facts  func(imprint.TenantName) (dialect.Facts, error)
 	Logger *slog.Logger     // nil discards
@@ -102,6 +105,9 @@ func New(c Config) (*Host, error) {
 		c.Now = time.Now
 	}
 	c.Session.Now = nil // pauses on the line are real time
+	if c.Connected == nil {
+		c.Connected = func() bool { return true }
+	}
 	if c.Dial == nil {
 		c.Dial = func(*imprint.Instance, imprint.ChannelKind) string { return "" }
 	}

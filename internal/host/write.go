@@ -131,7 +131,7 @@ func (s *session) confirmation(ctx context.Context, inst *imprint.Instance, valu
 // reportUntil reports and then waits for the record that shows it, for a while.
 // A report that was recorded is a success even if the news takes longer.
 func (s *session) reportUntil(ctx context.Context, inst *imprint.Instance, kind imprint.ReportKind, data []byte, shown func(*imprint.Enrolment) bool) error {
-	if err := s.report(ctx, inst, kind, "", data); err != nil {
+	if err := s.report(ctx, inst, kind, "", data); err != nil || !s.unit.host.c.Connected() {
 		return err
 	}
 	s.unit.shown(ctx, func(e *imprint.Enrolment) bool { return !e.State.Open() || shown(e) })

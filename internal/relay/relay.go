@@ -112,7 +112,7 @@ func (r *Relay) Queued() int { return r.reports.queue.Len() }
 // Pauses between two attempts to open the stream.
 const (
 	pauseFirst = 200 * time.Millisecond
-	pauseLast  = 10 * time.Second
+	pauseLast  = 5 * time.Second
 )
 
 // Watch implements host.Instances: what the copy has, then the stream, for ever.
@@ -131,8 +131,8 @@ func (r *Relay) Watch(ctx context.Context) iter.Seq2[host.Notice, error] {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		w.call = func(ask hostapi.Call) { calls.Go(func() { r.answer(ctx, ask) }) }
+		said := ""
 		for pause := pauseFirst; ; pause = min(2*pause, pauseLast) {
-			before := w.seen
 			w.fresh = true
 			err := r.ControlPlane.Watch(ctx, w.seen, w.notice)
 			state := away
@@ -140,10 +140,15 @@ func (r *Relay) Watch(ctx context.Context) iter.Seq2[host.Notice, error] {
 				state = refused
 			}
 			r.stream.Store(state)
-			if w.left || ctx.Err() != nil || !yield(host.Notice{}, err) {
+			if w.left || ctx.Err() != nil {
 				return
 			}
-			if w.seen != before {
+			if !w.fresh || err.Error() != said { // an outage is said once
+				if said = err.Error(); !yield(host.Notice{}, err) {
+					return
+				}
+			}
+			if !w.fresh {
 				pause = pauseFirst
 			}
 			select {
