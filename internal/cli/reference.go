@@ -77,7 +77,7 @@ func cliReference(root *cobra.Command) []byte {
 }
 
 func describeCommands(b *bytes.Buffer, c *cobra.Command) {
-	if c.Runnable() && (!c.HasSubCommands() || c.NonInheritedFlags().HasFlags()) { // imprint host is both
+	if c.Runnable() && (!c.HasSubCommands() || c.LocalNonPersistentFlags().HasFlags()) { // imprint host is both
 		text := c.Long
 		if text == "" {
 			text = c.Short + "."

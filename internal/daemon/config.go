@@ -415,7 +415,7 @@ checkIn:                              # EST, for machines whose payload came one
 
 hosts:                                # other hypervisors, on which "imprint host" runs; they use the check-in endpoint
   domains: []                         # the suffixes of their names; empty: there are none
-  # checkIn: imprint-hosts.DOMAIN     # the name under which they reach it
+  checkIn: ""                         # the name under which they reach it; "" is imprint-hosts.DOMAIN
   # urls: []                          # what join files name; default https://CHECKIN:PORT
 
 api:                                  # the control API over TCP; off by default

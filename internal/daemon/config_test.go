@@ -32,7 +32,7 @@ func TestTheExampleIsTheDefault(t *testing.T) {
 		return c
 	}
 	want := daemon.DefaultConfig()
-	want.CheckIn.URLs, want.Store.Endpoints = []string{}, []string{}
+	want.CheckIn.URLs, want.Store.Endpoints, want.Hosts.Domains = []string{}, []string{}, []string{}
 	if got := read(daemon.ExampleConfig); !reflect.DeepEqual(got, want) {
 		t.Errorf("the example is %+v;\nthe default is %+v", got, want)
 	}
@@ -61,6 +61,33 @@ func TestTheExamplesDialEntryIsValid(t *testing.T) {
 	s, err := c.Check()
 	if err != nil || !reflect.DeepEqual(s.Dial, []daemon.DialConfig{{Channel: "serial", Socket: "/run/qemu/{name}.sock"}}) {
 		t.Errorf("dial is %+v, %v", s, err)
+	}
+}
+
+// So is that of imprint host.
+func TestTheHostsExampleIsTheDefault(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "host.yaml")
+	read := func(text string) daemon.HostConfig {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := daemon.ReadHostConfig(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Check(); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	want := daemon.DefaultHostConfig()
+	if got := read(daemon.ExampleHostConfig); !reflect.DeepEqual(got, want) {
+		t.Errorf("the example is %+v;\nthe default is %+v", got, want)
+	}
+	values := regexp.MustCompile(`(?m)^# (guestOwner|connect):`)
+	if got := read(values.ReplaceAllString(daemon.ExampleHostConfig, "$1:")); !reflect.DeepEqual(got, want) {
+		t.Errorf("with its comments the example is %+v;\nthe default is %+v", got, want)
 	}
 }
 
