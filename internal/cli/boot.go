@@ -74,6 +74,10 @@ func (p *program) boot(ctx context.Context, ref string, o *bootOptions) error {
 	if err != nil {
 		return err
 	}
+	if d.Host.State == api.HostConnected || d.Host.State == api.HostAway {
+		return imprint.Errorf(imprint.Conflict, "boot", ref, "it is placed on the hypervisor %s", d.Host.Name).
+			WithHint("start it there, connected to the sockets that imprint describe %s shows", ref)
+	}
 	info, err := client.Info(ctx)
 	if err != nil {
 		return err

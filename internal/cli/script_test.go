@@ -64,6 +64,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("GUESTS", guests)
 			env.Setenv("IMPRINT_SOCKET", run+"/imprint.sock")
 			env.Setenv("DATA", env.WorkDir+"/data")
+			env.Setenv("HVDATA", env.WorkDir+"/hvdata")
 			env.Setenv("PORT", freePort())
 			env.Setenv("ETCD_PORT", freePort())
 			env.Values["processes"] = map[string]*exec.Cmd{}
@@ -73,6 +74,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve":        serve,
 			"sign":         sign,
+			"hypervisor":   hypervisor,
 			"etcd":         etcd,
 			"halt":         func(ts *testscript.TestScript, _ bool, args []string) { end(ts, args, syscall.SIGTERM) },
 			"kill9":        func(ts *testscript.TestScript, _ bool, args []string) { end(ts, args, syscall.SIGKILL) },
@@ -153,6 +155,16 @@ func serve(ts *testscript.TestScript, neg bool, args []string) {
 		client := api.NewUnix(ts.Getenv("IMPRINT_SOCKET"))
 		defer client.Close()
 		return client.Ready(context.Background())
+	}, "imprint", args...)
+}
+
+// hypervisor [arg...] starts "imprint host" on $HVDATA and $HYPERVISOR, for the
+// server's check-in endpoint at 127.0.0.1:$PORT.
+func hypervisor(ts *testscript.TestScript, neg bool, args []string) {
+	args = append([]string{"host", "--data", ts.Getenv("HVDATA"), "--run", ts.Getenv("HYPERVISOR"), "--connect", "127.0.0.1:" + ts.Getenv("PORT")}, args...)
+	start(ts, "hypervisor", func() error {
+		_, err := os.Stat(filepath.Join(ts.Getenv("HYPERVISOR"), "lock"))
+		return err
 	}, "imprint", args...)
 }
 
