@@ -21,7 +21,8 @@ type Enrolments interface {
 	Enrol(ctx context.Context, s imprint.Submission) (*imprint.Instance, error)
 	Report(ctx context.Context, r imprint.Report) error
 	// Authenticate returns the instance that a verified certificate names, if that
-	// certificate is alive. It fails with kind Denied.
+	// certificate is alive. It fails with kind Denied, and with kind Conflict or
+	// Contested if the generation that it is of has ended.
 	Authenticate(ctx context.Context, who imprint.Identity) (*imprint.Instance, error)
 }
 
@@ -166,6 +167,10 @@ func unauthorized(err error) error {
 // speaker returns for which host who speaks now.
 func (s *Server) speaker(ctx context.Context, who imprint.Identity) (imprint.HostName, error) {
 	inst, err := s.Enrolments.Authenticate(ctx, who)
+	switch imprint.KindOf(err) {
+	case imprint.Conflict, imprint.Contested: // its generation is over
+		err = imprint.Errorf(imprint.Denied, "authenticate", string(who.Instance), "%w", err)
+	}
 	if err != nil {
 		return "", err
 	}
