@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -355,6 +356,12 @@ func (s *Settings) checkHosts(checkIns map[string]string) error {
 	}
 	if err := imprint.CheckDNSName("hosts checkIn", h.CheckIn); err != nil {
 		return err
+	}
+	for _, raw := range h.URLs {
+		if u, err := url.Parse(raw); err != nil || u.Scheme != "https" || u.Hostname() != h.CheckIn {
+			return imprint.Errorf(imprint.Invalid, "check", "hosts urls", "%q is not https://%s with a port", raw, h.CheckIn).
+				WithHint("the name tells the server that a hypervisor comes; where it is can be said on the hypervisor, with connect")
+		}
 	}
 	if other, taken := checkIns[h.CheckIn]; taken {
 		return imprint.Errorf(imprint.Invalid, "check", "hosts", "tenant %s has the check-in name %s already", other, h.CheckIn).

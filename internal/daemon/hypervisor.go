@@ -15,6 +15,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"imprint"
 	"imprint/internal/guest"
@@ -49,6 +50,11 @@ func RunHost(ctx context.Context, s *HostSettings, join string, o Options) error
 	if err := makeDirs(&Settings{Config: Config{Data: s.Data, Run: s.Run}}); err != nil {
 		return err
 	}
+	unlock, err := lockData(s.Data)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	root := filepath.Join(s.Data, "identity")
 	_, joinedBefore := os.Stat(guest.Layout{Root: root}.Record())
 	if join == "" {
@@ -86,6 +92,20 @@ func RunHost(ctx context.Context, s *HostSettings, join string, o Options) error
 		return h.serve(ctx, id, enrolled)
 	})
 	return group.Wait()
+}
+
+// lockData keeps other processes from using a host's data directory.
+func lockData(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, imprint.Errorf(imprint.Internal, "lock", dir, "%w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, imprint.Errorf(imprint.Conflict, "use", dir, "another process uses it: %w", err).
+			WithHint("stop the other imprint host, or choose another directory with --data")
+	}
+	return func() { f.Close() }, nil
 }
 
 // stayEnrolled joins and renews. Once there is an identity, a refusal ends the

@@ -61,6 +61,9 @@ type Config struct {
 type Server struct {
 	Config
 	mux *http.ServeMux
+	// refusalTime is how long a host that is refused waits for the answer, so that
+	// it cannot fill the log.
+	refusalTime time.Duration
 
 	mu       sync.Mutex
 	sessions map[imprint.HostName]*session // guarded by mu; whose stream is open
@@ -69,7 +72,7 @@ type Server struct {
 
 // NewServer returns a server without sessions.
 func NewServer(c Config) *Server {
-	s := &Server{Config: c, mux: http.NewServeMux(), sessions: map[imprint.HostName]*session{}}
+	s := &Server{Config: c, mux: http.NewServeMux(), refusalTime: time.Second, sessions: map[imprint.HostName]*session{}}
 	for _, rt := range routes() {
 		s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) { s.serve(rt, w, r) })
 	}
@@ -120,6 +123,11 @@ func (s *Server) serve(rt route, w http.ResponseWriter, r *http.Request) {
 	err := unauthorized(s.authenticate(rt.access, c))
 	if err == nil {
 		err = rt.serve(s, c)
+	} else {
+		select {
+		case <-time.After(s.refusalTime):
+		case <-r.Context().Done():
+		}
 	}
 	if err == nil || r.Context().Err() != nil {
 		return

@@ -52,7 +52,7 @@ func newWorld() *world {
 }
 
 func (w *world) server() *Server {
-	return NewServer(Config{
+	s := NewServer(Config{
 		Identify: func(*x509.Certificate) (imprint.Identity, error) {
 			return imprint.Identity{Tenant: w.machine.Spec.Tenant, Instance: w.machine.ID, Generation: 1}, nil
 		},
@@ -60,6 +60,8 @@ func (w *world) server() *Server {
 		Facts:  func(imprint.TenantName) (dialect.Facts, error) { return dialect.Facts{CA: "ca"}, nil },
 		Logger: slog.New(slog.DiscardHandler), Now: time.Now,
 	})
+	s.refusalTime = 0
+	return s
 }
 
 func (w *world) Authenticate(context.Context, imprint.Identity) (*imprint.Instance, error) {

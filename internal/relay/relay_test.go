@@ -156,7 +156,7 @@ type running struct {
 	stop    func() // as a crash would: nothing is put in order first
 }
 
-func start(t *testing.T, dir string, p *plane) *running {
+func start(t testing.TB, dir string, p *plane) *running {
 	t.Helper()
 	r, err := Open(Config{Dir: dir, ControlPlane: p, Secrets: host.NewSecrets(), Logger: slog.New(slog.DiscardHandler), Now: time.Now})
 	if err != nil {
@@ -305,6 +305,38 @@ func TestOneGuestCannotFillTheQueue(t *testing.T) {
 		if err := r.Report(t.Context(), said(two, "read")); err != nil {
 			t.Errorf("the neighbour's report: %v", err)
 		}
+	})
+}
+
+// TestOneGuestDelaysNobody: reports of one instance that the control plane does not
+// take yet stand in the way of no other's.
+func TestOneGuestDelaysNobody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlane()
+		p.verdict = func(r imprint.Report) error {
+			if r.Instance == one {
+				return imprint.Errorf(imprint.Exhausted, "report", "it", "too often")
+			}
+			return nil
+		}
+		p.set(errGone)
+		r := start(t, t.TempDir(), p)
+		for range 20 {
+			if err := r.Report(t.Context(), said(one, "read")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.set(nil)
+		until(t, "the connection", r.Connected)
+		for n := range 32 {
+			began := time.Now()
+			id := imprint.InstanceID(fmt.Sprintf("00000000-0000-4000-8000-1000000000%02d", n))
+			if err := r.Report(t.Context(), said(id, "read")); err != nil || time.Since(began) >= verdictPatience {
+				t.Errorf("a neighbour's report took %s: %v", time.Since(began), err)
+			}
+		}
+		until(t, "the neighbours' reports to go", func() bool { return r.Queued() == 20 })
 	})
 }
 

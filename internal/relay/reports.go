@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"hash/maphash"
 	"log/slog"
 	"sync"
 	"time"
@@ -14,9 +13,8 @@ import (
 )
 
 const (
-	// lanes is how many reports are on their way at a time; those of one instance
-	// are all in one lane.
-	lanes = 8
+	// maxSends is how many reports are on their way at a time, of different instances.
+	maxSends = 8
 	// maxPending is how many reports of one instance may wait, so that a guest
 	// cannot use up what is there for all.
 	maxPending = 2 * imprint.MaxParams
@@ -33,13 +31,19 @@ type reports struct {
 	queue  *spool.Spool
 	send   func(context.Context, imprint.Report) error
 	logger *slog.Logger
-	seed   maphash.Seed
+	sends  chan struct{} // one element for each report that is on its way
 
 	mu      sync.Mutex
-	lanes   [lanes][]*pending          // guarded by mu; in order
-	count   map[imprint.InstanceID]int // guarded by mu
-	arrived chan struct{}              // guarded by mu; closed and replaced when a report is added
-	back    chan struct{}              // guarded by mu; closed and replaced when the control plane comes back
+	waiting map[imprint.InstanceID]*lane // guarded by mu; those that have reports
+	arrived chan struct{}                // guarded by mu; closed and replaced when a lane begins
+	back    chan struct{}                // guarded by mu; closed and replaced when the control plane comes back
+}
+
+// lane is the reports of one instance, in order. One that has to wait delays no
+// other instance's.
+type lane struct {
+	list    []*pending
+	drained bool // somebody sends them
 }
 
 // pending is a report that waits.
@@ -56,8 +60,8 @@ type pending struct {
 
 func newReports(queue *spool.Spool, kept []spool.Entry, send func(context.Context, imprint.Report) error, logger *slog.Logger) *reports {
 	r := &reports{
-		queue: queue, send: send, logger: logger, seed: maphash.MakeSeed(),
-		count: map[imprint.InstanceID]int{}, arrived: make(chan struct{}), back: make(chan struct{}),
+		queue: queue, send: send, logger: logger, sends: make(chan struct{}, maxSends),
+		waiting: map[imprint.InstanceID]*lane{}, arrived: make(chan struct{}), back: make(chan struct{}),
 	}
 	for _, e := range kept {
 		p := &pending{number: e.Number, verdict: make(chan error, 1), stands: true}
@@ -70,21 +74,20 @@ func newReports(queue *spool.Spool, kept []spool.Entry, send func(context.Contex
 	return r
 }
 
-func (r *reports) lane(id imprint.InstanceID) int {
-	return int(maphash.String(r.seed, string(id)) % lanes)
-}
-
 func (r *reports) push(p *pending) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := r.lane(p.report.Instance)
-	r.lanes[n] = append(r.lanes[n], p)
-	r.count[p.report.Instance]++
-	close(r.arrived)
-	r.arrived = make(chan struct{})
+	l := r.waiting[p.report.Instance]
+	if l == nil {
+		l = &lane{}
+		r.waiting[p.report.Instance] = l
+		close(r.arrived)
+		r.arrived = make(chan struct{})
+	}
+	l.list = append(l.list, p)
 }
 
-// wake makes the lanes try again at once.
+// wake makes all lanes try again at once.
 func (r *reports) wake() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -96,7 +99,8 @@ func (r *reports) wake() {
 // what it decides. A report that stands without that is a success.
 func (r *reports) add(ctx context.Context, rep imprint.Report, connected func() bool) error {
 	r.mu.Lock()
-	full := r.count[rep.Instance] >= maxPending
+	l := r.waiting[rep.Instance]
+	full := l != nil && len(l.list) >= maxPending
 	r.mu.Unlock()
 	if full {
 		return imprint.Errorf(imprint.Exhausted, "report", string(rep.Instance), "%d reports wait for the control plane; ask again when it is back", maxPending)
@@ -137,28 +141,44 @@ func (r *reports) add(ctx context.Context, rep imprint.Report, connected func() 
 // run sends what waits until ctx ends.
 func (r *reports) run(ctx context.Context) {
 	var running sync.WaitGroup
-	for n := range lanes {
-		running.Go(func() { r.drain(ctx, n) })
-	}
-	running.Wait()
-}
-
-// drain sends the reports of one lane, one after the other: at most one of an
-// instance's is in doubt at any time, and the control plane knows that one again.
-func (r *reports) drain(ctx context.Context, lane int) {
-	for pause := resendFirst; ; {
-		p, arrived, back := r.head(lane)
-		if p == nil {
-			select {
-			case <-arrived:
-				continue
-			case <-ctx.Done():
-				return
+	defer running.Wait()
+	for {
+		r.mu.Lock()
+		arrived := r.arrived
+		for id, l := range r.waiting {
+			if !l.drained {
+				l.drained = true
+				running.Go(func() { r.drain(ctx, id) })
 			}
 		}
-		if r.decided(p, r.send(ctx, p.report)) {
+		r.mu.Unlock()
+		select {
+		case <-arrived:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// drain sends the reports of one instance, one after the other, until there are
+// none: at most one is in doubt at any time, and the control plane knows that one
+// again.
+func (r *reports) drain(ctx context.Context, id imprint.InstanceID) {
+	for pause := resendFirst; ; {
+		p, back := r.head(id)
+		if p == nil {
+			return
+		}
+		select {
+		case r.sends <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		err := r.send(ctx, p.report)
+		<-r.sends
+		if r.decided(p, err) {
 			pause = resendFirst
-			r.pop(lane, p)
+			r.pop(p)
 			continue
 		}
 		timer := time.NewTimer(pause)
@@ -176,15 +196,17 @@ func (r *reports) drain(ctx context.Context, lane int) {
 	}
 }
 
-// head returns the first report of a lane, nil if there is none, and what is
-// closed when there may be one and when the control plane comes back.
-func (r *reports) head(lane int) (p *pending, arrived, back <-chan struct{}) {
+// head returns the first report of an instance, and what is closed when the
+// control plane comes back. Without a report the lane is gone.
+func (r *reports) head(id imprint.InstanceID) (p *pending, back <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.lanes[lane]) > 0 {
-		p = r.lanes[lane][0]
+	l := r.waiting[id]
+	if len(l.list) == 0 {
+		delete(r.waiting, id)
+		return nil, nil
 	}
-	return p, r.arrived, r.back
+	return l.list[0], r.back
 }
 
 // decided tells whoever waits what became of p, and reports whether it is done
@@ -209,14 +231,12 @@ func (r *reports) decided(p *pending, err error) bool {
 	return true
 }
 
-func (r *reports) pop(lane int, p *pending) {
+func (r *reports) pop(p *pending) {
 	if err := r.queue.Remove(p.number); err != nil {
 		r.logger.Error("a report that was taken stays on the disk", "number", p.number, "error", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.lanes[lane] = r.lanes[lane][1:]
-	if r.count[p.report.Instance]--; r.count[p.report.Instance] == 0 {
-		delete(r.count, p.report.Instance)
-	}
+	l := r.waiting[p.report.Instance]
+	l.list = l.list[1:]
 }
