@@ -76,13 +76,14 @@ const pemType = "CERTIFICATE REQUEST"
 // three cannot be confused: a DER SEQUENCE starts with '0', base64 of one with 'M'.
 // Whether the result is a certificate request is for its reader to find out.
 func decodeRequest(body []byte) (der []byte, reason string) {
-	body = bytes.TrimSpace(body)
 	const sequence = 0x30 // ASN.1 tag
+	if len(body) > 0 && body[0] == sequence {
+		return body, "" // whatever its last byte looks like, it is no white space
+	}
+	body = bytes.TrimSpace(body)
 	switch {
 	case len(body) == 0:
 		return nil, "the body is empty; a PKCS #10 request in base64 was expected"
-	case body[0] == sequence:
-		return body, ""
 	case bytes.HasPrefix(body, []byte("-----BEGIN")):
 		block, rest := pem.Decode(body)
 		if block == nil || block.Type != pemType && block.Type != "NEW "+pemType || len(bytes.TrimSpace(rest)) != 0 {

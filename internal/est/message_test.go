@@ -121,3 +121,15 @@ func FuzzMarshalAttributes(f *testing.F) {
 		}
 	})
 }
+
+// TestDERIsNotTrimmed: one signature in forty ends with a byte that looks like
+// white space.
+func TestDERIsNotTrimmed(t *testing.T) {
+	t.Parallel()
+	for _, last := range []byte(" \t\n\v\f\r") {
+		body := []byte{0x30, 2, 4, last}
+		if der, reason := est.DecodeRequest(body); !bytes.Equal(der, body) {
+			t.Errorf("%x became %x (%s)", body, der, reason)
+		}
+	}
+}
