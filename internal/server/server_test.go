@@ -95,6 +95,28 @@ func TestCreate(t *testing.T) {
 	}
 }
 
+// Whether a host is connected shows on each instance that is placed on it.
+func TestHostsThatAreAway(t *testing.T) {
+	t.Parallel()
+	r, ctx := start(t), t.Context()
+	for name, host := range map[string]imprint.HostName{"here": "", "there": "away.example.net"} {
+		spec := web(name)
+		spec.Name, spec.Host = imprint.InstanceName(name), host
+		must[*api.Created](t)(r.client.Create(ctx, spec, values(), false))
+	}
+	for name, away := range map[string]bool{"here": false, "there": true} {
+		d := must[*api.Description](t)(r.client.Describe(ctx, name))
+		if got := must[*api.Instance](t)(r.client.Get(ctx, name)); got.HostAway != away || d.Instance.HostAway != away || (d.Host.State == api.HostAway) != away {
+			t.Errorf("%s: %t, described as %+v", name, got.HostAway, d.Host)
+		}
+	}
+	for _, i := range must[*api.Page](t)(r.client.List(ctx, api.Query{})).Instances {
+		if i.HostAway != (i.Ref == "there") {
+			t.Errorf("%s in a list: %t", i.Ref, i.HostAway)
+		}
+	}
+}
+
 // Each bad request is refused with its kind, its words and its hint, and leaves
 // nothing behind.
 func TestCreateRefuses(t *testing.T) {
