@@ -18,15 +18,25 @@ import (
 // sources is where the values of a manifest may come from on a command line.
 func (p *program) sources() manifest.Sources {
 	src := manifest.Sources{Env: os.LookupEnv, Stdin: p.in}
-	if in, ok := p.in.(*os.File); ok && term.IsTerminal(int(in.Fd())) {
-		src.Prompt = func(param string) (imprint.Secret, error) {
-			fmt.Fprintf(p.err, "Value of %s (not shown): ", param)
-			b, err := term.ReadPassword(int(in.Fd()))
-			fmt.Fprintln(p.err)
-			return imprint.NewSecret(b), err
-		}
+	if ask := p.asker(); ask != nil {
+		src.Prompt = func(param string) (imprint.Secret, error) { return ask("Value of " + param) }
 	}
 	return src
+}
+
+// asker returns a function that asks for something on the terminal, without echo;
+// nil if there is no terminal.
+func (p *program) asker() func(what string) (imprint.Secret, error) {
+	in, ok := p.in.(*os.File)
+	if !ok || !term.IsTerminal(int(in.Fd())) {
+		return nil
+	}
+	return func(what string) (imprint.Secret, error) {
+		fmt.Fprintf(p.err, "%s (not shown): ", what)
+		b, err := term.ReadPassword(int(in.Fd()))
+		fmt.Fprintln(p.err)
+		return imprint.NewSecret(b), err
+	}
 }
 
 func (p *program) createCommand() *cobra.Command {
@@ -332,9 +342,8 @@ func (p *program) readValue(file, env string) (imprint.Secret, error) {
 			}
 			defer f.Close()
 			in = f
-		} else if t, ok := p.in.(*os.File); ok && term.IsTerminal(int(t.Fd())) {
-			value, err := p.sources().Prompt("the parameter")
-			return value, err
+		} else if ask := p.asker(); ask != nil {
+			return ask("Value of the parameter")
 		}
 		var err error
 		if b, err = io.ReadAll(io.LimitReader(in, imprint.MaxParamLen+2)); err != nil {

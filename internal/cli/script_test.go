@@ -66,6 +66,11 @@ func TestScripts(t *testing.T) {
 			env.Setenv("DATA", env.WorkDir+"/data")
 			env.Setenv("HVDATA", env.WorkDir+"/hvdata")
 			env.Setenv("PORT", freePort())
+			keys, err := filepath.Abs(keyDir)
+			if err != nil {
+				return err
+			}
+			env.Setenv("KEYS", keys)
 			env.Setenv("ETCD_PORT", freePort())
 			env.Values["processes"] = map[string]*exec.Cmd{}
 			env.Values["ports"] = map[string]*port{}
@@ -80,6 +85,7 @@ func TestScripts(t *testing.T) {
 			"kill9":        func(ts *testscript.TestScript, _ bool, args []string) { end(ts, args, syscall.SIGKILL) },
 			"plug":         plug,
 			"hangup":       hangUp,
+			"post":         post,
 			"waitfor":      waitFor,
 			"expand":       expand,
 			"flip":         flip,
