@@ -27,7 +27,7 @@ import (
 // Limits on a private key's file.
 const (
 	maxKeyFile    = 64 << 10 // bytes; RSA-16384 has 13 KiB
-	maxIterations = 10e6     // of PBKDF2; OpenSSL's default is 2048, and this takes seconds
+	maxIterations = 1e6      // of PBKDF2; the tools write 2048 by default, and this takes half a second
 )
 
 // readKey reads an RSA private key: OpenSSH's own format, or PEM in PKCS #1 or

@@ -11,6 +11,7 @@
 package qemu
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -33,8 +34,11 @@ const (
 	MinMemoryMiB = 64
 	MaxMemoryMiB = 1 << 20
 	MaxDisks     = 16
+	MaxNICs      = 8
 	// maxSocketPath is what sun_path holds beside its terminating NUL (unix(7)).
 	maxSocketPath = 107
+	maxSMBIOS     = 255 // bytes of a string, as little of SMBIOS as everybody can read
+	maxTap        = 15  // bytes of an interface's name: IFNAMSIZ less its NUL (linux/if.h)
 )
 
 // Type is a machine type.
@@ -74,7 +78,10 @@ type Machine struct {
 	TSCKHz int
 
 	Instance imprint.InstanceID // becomes the SMBIOS system UUID; "" is a random one
-	Product  string             // the SMBIOS product, by which stock clients choose a data source; "" is QEMU's
+	// By these stock clients choose a data source: see [Machine.LookLike].
+	Product string // the SMBIOS product; "" is QEMU's
+	Serial  string // the SMBIOS serial number; "" is none
+	UUID    string // the SMBIOS system UUID; "" is Instance
 
 	Console  Console
 	Disks    []Disk
@@ -109,12 +116,16 @@ type Disk struct {
 	Writable bool
 }
 
-// NIC is a virtio network interface on QEMU's own network. It is restricted, so
-// that the guest reaches nothing through it, unless Open is set.
+// NIC is a virtio network interface, on a tap of the host or on QEMU's own
+// network. That one is restricted, so that the guest reaches nothing through it,
+// unless Open is set.
 type NIC struct {
-	MAC string // "" is QEMU's default
+	MAC string // "" is QEMU's default, the same for every machine
+	// Tap is an interface that exists and that QEMU's user may open; "" is QEMU's
+	// own network. QEMU runs no script on it and does not delete it.
+	Tap string
 	// Open lets the guest reach the host's loopback addresses, at 10.0.2.2, and
-	// all that the host reaches.
+	// all that the host reaches. It means nothing with a Tap.
 	Open bool
 }
 
@@ -220,11 +231,14 @@ func (m *Machine) commandLine() string {
 
 func (m *Machine) smbios() string {
 	s := "type=1"
-	if m.Instance != "" {
-		s += ",uuid=" + string(m.Instance)
+	if uuid := cmp.Or(m.UUID, string(m.Instance)); uuid != "" {
+		s += ",uuid=" + uuid
 	}
 	if m.Product != "" {
 		s += ",product=" + escape(m.Product)
+	}
+	if m.Serial != "" {
+		s += ",serial=" + escape(m.Serial)
 	}
 	if m.Type == Microvm || s == "type=1" {
 		return ""
@@ -250,7 +264,11 @@ func (m *Machine) check() error {
 			WithHint("name a kernel image, for instance /boot/vmlinuz-* of a Debian cloud kernel")
 	case m.Instance != "" && !imprint.ValidID(string(m.Instance)):
 		return invalid("instance", "%q is not an identifier", m.Instance)
-	case m.Type == Microvm && m.Product != "":
+	case m.UUID != "" && !imprint.ValidID(m.UUID):
+		return invalid("UUID", "%q is none", m.UUID)
+	case len(m.Product) > maxSMBIOS || len(m.Serial) > maxSMBIOS:
+		return invalid("SMBIOS", "a string of more than %d bytes", maxSMBIOS)
+	case m.Type == Microvm && m.Product+m.Serial+m.UUID != "":
 		return imprint.Errorf(imprint.Invalid, "describe", "product", "a microvm has no SMBIOS").
 			WithHint("use machine type q35 or pc")
 	case m.Console.Kind == ConsoleFile && m.Console.Path == "":
@@ -265,12 +283,44 @@ func (m *Machine) check() error {
 			return invalid("disk "+d.Path, "format %q is neither raw nor qcow2", d.Format)
 		}
 	}
-	for _, n := range m.NICs {
-		if _, err := net.ParseMAC(n.MAC); n.MAC != "" && err != nil {
-			return invalid("network interface", "%q is not a MAC address", n.MAC)
-		}
+	if err := m.checkNICs(); err != nil {
+		return err
 	}
 	return m.checkChannels()
+}
+
+func (m *Machine) checkNICs() error {
+	invalid := func(format string, a ...any) error {
+		return imprint.Errorf(imprint.Invalid, "describe", "network interface", format, a...)
+	}
+	if len(m.NICs) > MaxNICs {
+		return invalid("%d of them; %d are allowed", len(m.NICs), MaxNICs)
+	}
+	taps := map[string]bool{}
+	for _, n := range m.NICs {
+		if mac, err := net.ParseMAC(n.MAC); n.MAC != "" && (err != nil || len(mac) != 6 || mac[0]&1 != 0) {
+			return invalid("%q is not the MAC address of one interface", n.MAC)
+		}
+		switch {
+		case n.Tap == "":
+		case !validTap(n.Tap):
+			return invalid("%q is not the name of a tap", n.Tap)
+		case n.Open:
+			return invalid("tap %s is not QEMU's own network, which alone can be open", n.Tap)
+		case taps[n.Tap]:
+			return invalid("tap %s is given twice", n.Tap)
+		}
+		taps[n.Tap] = true
+	}
+	return nil
+}
+
+// validTap is narrower than the kernel's rule, which allows what QEMU's options do not.
+func validTap(s string) bool {
+	plain := func(c rune) bool {
+		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-_.", c)
+	}
+	return len(s) <= maxTap && s[0] != '-' && s != "." && s != ".." && strings.IndexFunc(s, func(c rune) bool { return !plain(c) }) < 0
 }
 
 func (m *Machine) checkChannels() error {
@@ -335,11 +385,14 @@ func (a *args) nic(n int, c NIC) {
 	if c.MAC != "" {
 		device += ",mac=" + c.MAC
 	}
-	restrict := "on"
-	if c.Open {
-		restrict = "off"
+	backend := fmt.Sprintf("user,id=net%d,restrict=on", n)
+	switch {
+	case c.Tap != "":
+		backend = fmt.Sprintf("tap,id=net%d,ifname=%s,script=no,downscript=no", n, c.Tap)
+	case c.Open:
+		backend = fmt.Sprintf("user,id=net%d,restrict=off", n)
 	}
-	a.add("-netdev", fmt.Sprintf("user,id=net%d,restrict=%s", n, restrict), "-device", device)
+	a.add("-netdev", backend, "-device", device)
 }
 
 // channel attaches one of imprint's sockets. The port keeps no logfile: private

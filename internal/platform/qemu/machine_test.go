@@ -42,6 +42,11 @@ func TestArgs(t *testing.T) {
 			NICs:     []NIC{{MAC: "52:54:00:12:34:56"}, {Open: true}},
 			Channels: []Channel{{imprint.Serial2, "/run/imprint/1/serial.sock"}},
 		},
+		"q35-tap": {
+			Kernel: "vmlinuz", Append: "console=ttyS0", Instance: testID, Product: "OpenStack Nova",
+			NICs: []NIC{{MAC: "02:12:34:56:78:9a", Tap: "imp0123456789ab"}, {MAC: "52:54:00:12:34:56"}},
+		},
+		"microvm-tap": {Type: Microvm, Kernel: "vmlinuz", NICs: []NIC{{MAC: "02:12:34:56:78:9a", Tap: "tap_1.x-y"}}},
 		"commas": {
 			Kernel: "a,b/vmlinuz", Initrd: "a,b/initrd", Product: "Box, big",
 			Console:  Console{Kind: ConsoleFile, Path: "a,b/log"},
@@ -73,23 +78,59 @@ func TestArgs(t *testing.T) {
 	}
 }
 
+// What ds-identify and the data sources of Debian 12's cloud-init look at.
+func TestLookLike(t *testing.T) {
+	t.Parallel()
+	for platform, want := range map[Stock]string{
+		OpenStack: "type=1,uuid=7c9f1c52-3b57-4a31-9d2e-0c6a5d0f7e11,product=OpenStack Nova",
+		EC2:       "type=1,uuid=ec2f1c52-3b57-4a31-9d2e-0c6a5d0f7e11,serial=ec2f1c52-3b57-4a31-9d2e-0c6a5d0f7e11",
+		NoCloud:   "type=1,uuid=7c9f1c52-3b57-4a31-9d2e-0c6a5d0f7e11,serial=ds=nocloud-net;s=http://169.254.169.254/nocloud/",
+		SmartOS:   "type=1,uuid=7c9f1c52-3b57-4a31-9d2e-0c6a5d0f7e11,product=SmartDC HVM",
+	} {
+		m := Machine{Kernel: "vmlinuz", Instance: testID}
+		if err := m.LookLike(platform); err != nil {
+			t.Fatal(err)
+		}
+		args, err := m.Args()
+		if i := slices.Index(args, "-smbios"); err != nil || i < 0 || args[i+1] != want {
+			t.Errorf("%s: %q, %v; want %s", platform, args, err, want)
+		}
+		m.Type = Microvm
+		if _, err := m.Args(); imprint.KindOf(err) != imprint.Invalid {
+			t.Errorf("%s on a microvm, which has no SMBIOS: %v", platform, err)
+		}
+	}
+	if err := new(Machine).LookLike("azure"); imprint.KindOf(err) != imprint.Invalid {
+		t.Errorf("an unknown platform: %v", err)
+	}
+}
+
 func TestImpossibleMachines(t *testing.T) {
 	long := "/" + strings.Repeat("x", maxSocketPath)
 	for name, m := range map[string]Machine{
-		"kernel":      {},
-		"isa":         {Kernel: "k", Type: "isapc"},
-		"accelerator": {Kernel: "k", Accel: "hax"},
-		"cpus":        {Kernel: "k", CPUs: MaxCPUs + 1},
-		"memory":      {Kernel: "k", MemoryMiB: 1},
-		"instance":    {Kernel: "k", Instance: "web-1,product=x"},
-		"product":     {Kernel: "k", Type: Microvm, Product: "SmartDC HVM"},
-		"console":     {Kernel: "k", Console: Console{Kind: ConsoleFile}},
-		"format":      {Kernel: "k", Disks: []Disk{{Path: "d", Format: "vmdk,x=y"}}},
-		"MAC":         {Kernel: "k", NICs: []NIC{{MAC: "x,romfile=/etc/passwd"}}},
-		"est":         {Kernel: "k", Channels: []Channel{{imprint.NetworkEST, "/s"}}},
-		"twice":       {Kernel: "k", Channels: []Channel{{imprint.Serial2, "/s"}, {imprint.Serial2, "/t"}}},
-		"absolute":    {Kernel: "k", Channels: []Channel{{imprint.Serial2, "s"}}},
-		"socket path": {Kernel: "k", Channels: []Channel{{imprint.Serial2, long}}},
+		"kernel":              {},
+		"isa":                 {Kernel: "k", Type: "isapc"},
+		"accelerator":         {Kernel: "k", Accel: "hax"},
+		"cpus":                {Kernel: "k", CPUs: MaxCPUs + 1},
+		"memory":              {Kernel: "k", MemoryMiB: 1},
+		"instance":            {Kernel: "k", Instance: "web-1,product=x"},
+		"product":             {Kernel: "k", Type: Microvm, Product: "SmartDC HVM"},
+		"UUID":                {Kernel: "k", UUID: "ec2,serial=x"},
+		"SMBIOS":              {Kernel: "k", Serial: strings.Repeat("x", maxSMBIOS+1)},
+		"console":             {Kernel: "k", Console: Console{Kind: ConsoleFile}},
+		"format":              {Kernel: "k", Disks: []Disk{{Path: "d", Format: "vmdk,x=y"}}},
+		"MAC":                 {Kernel: "k", NICs: []NIC{{MAC: "x,romfile=/etc/passwd"}}},
+		"one interface":       {Kernel: "k", NICs: []NIC{{MAC: "03:00:00:00:00:01"}}},
+		"8 are allowed":       {Kernel: "k", NICs: make([]NIC, MaxNICs+1)},
+		"name of a tap":       {Kernel: "k", NICs: []NIC{{Tap: "tap0,script=/bin/sh"}}},
+		"0123456789abcdef":    {Kernel: "k", NICs: []NIC{{Tap: "0123456789abcdef"}}},
+		"..":                  {Kernel: "k", NICs: []NIC{{Tap: ".."}}},
+		"alone can be open":   {Kernel: "k", NICs: []NIC{{Tap: "tap0", Open: true}}},
+		"tap0 is given twice": {Kernel: "k", NICs: []NIC{{Tap: "tap0"}, {Tap: "tap0"}}},
+		"est":                 {Kernel: "k", Channels: []Channel{{imprint.NetworkEST, "/s"}}},
+		"twice":               {Kernel: "k", Channels: []Channel{{imprint.Serial2, "/s"}, {imprint.Serial2, "/t"}}},
+		"absolute":            {Kernel: "k", Channels: []Channel{{imprint.Serial2, "s"}}},
+		"socket path":         {Kernel: "k", Channels: []Channel{{imprint.Serial2, long}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := m.Args()
