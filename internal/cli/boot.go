@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ type bootOptions struct {
 	kernel, initrd, append string
 	disks, channels        []string
 	machine, product       string
+	stock                  string
 	console                string
 	memory, cpus           int
 	timeout                time.Duration
@@ -34,13 +36,25 @@ func (p *program) bootCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "boot NAME --kernel FILE",
 		Short: "Run an instance in a local QEMU with imprint's channels attached",
-		Long: `Run an instance in a local QEMU whose serial port or virtio-serial port is
-imprint's. The kernel is booted directly; writes to disks are discarded. With
---print the command line is shown instead of run.
+		Long: `Run an instance in a local QEMU whose serial port, virtio-serial port or network
+interface is imprint's. The kernel is booted directly; writes to disks are
+discarded. With --print the command line is shown instead of run.
+
+Unmodified cloud-init looks at the machine's SMBIOS to find out where to ask;
+--stock sets it:
+
+  openstack  the metadata of Nova, over the channel nic
+  ec2        that of EC2 with session tokens (IMDSv2), over the channel nic
+  nocloud    http://169.254.169.254/nocloud/, over the channel nic
+  smartos    ttyS1, the channel serial
+
+By hand: --product "OpenStack Nova" is openstack, --product "SmartDC HVM" smartos,
+and --append "ds=nocloud-net;s=http://169.254.169.254/nocloud/" nocloud, which
+works on a microvm too.
 
 KVM is used if a probe shows that guests really run under it; IMPRINT_ACCEL=tcg or
 kvm decides without probing.`,
-		Example:           "  imprint boot web-1 --kernel vmlinuz --initrd initrd.img\n  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --print",
+		Example:           "  imprint boot web-1 --kernel vmlinuz --initrd initrd.img\n  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --stock openstack --channel nic\n  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --print",
 		Args:              exactArgs("an instance"),
 		ValidArgsFunction: p.completeInstances,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -52,9 +66,12 @@ kvm decides without probing.`,
 	f.StringVar(&o.initrd, "initrd", "", "its initial RAM disk")
 	f.StringVar(&o.append, "append", "", "more for the kernel's command line")
 	f.StringArrayVar(&o.disks, "disk", nil, "a disk image, raw or qcow2 by its name; repeatable")
-	f.StringSliceVar(&o.channels, "channel", nil, "attach only these of the instance's channels: serial, virtio-serial")
+	f.StringSliceVar(&o.channels, "channel", nil, "attach only these of the instance's channels: serial, virtio-serial, nic")
 	f.StringVar(&o.machine, "machine", string(qemu.Q35), "machine type: q35, pc or microvm")
 	f.StringVar(&o.product, "product", "", `SMBIOS product, such as "SmartDC HVM" for cloud-init over the serial port`)
+	f.StringVar(&o.stock, "stock", "", "what to look like to stock cloud-init: openstack, ec2, nocloud or smartos")
+	c.MarkFlagsMutuallyExclusive("product", "stock")
+	c.RegisterFlagCompletionFunc("stock", cobra.FixedCompletions([]string{"openstack", "ec2", "nocloud", "smartos"}, cobra.ShellCompDirectiveNoFileComp))
 	f.StringVar(&o.console, "console", "-", "where the guest's console goes: a file, or - for this terminal")
 	f.IntVar(&o.memory, "memory", 512, "MiB of memory")
 	f.IntVar(&o.cpus, "cpus", 1, "processors")
@@ -91,6 +108,13 @@ func (p *program) boot(ctx context.Context, ref string, o *bootOptions) error {
 			return imprint.Errorf(imprint.Conflict, "boot", ref, "imprint dials %s for its channel %s, and does not listen", port.Socket, port.Channel).
 				WithHint("choose another channel with --channel, or take the socket out of dial in the server's configuration")
 		}
+	}
+	if slices.Contains(o.wanted(&d.Instance), imprint.LinkLocal) {
+		nic, err := waitNIC(ctx, client, d.Instance.ID, info.Host)
+		if err != nil {
+			return err
+		}
+		m.NICs = append(m.NICs, *nic)
 	}
 	if m.Accel, err = (qemu.Probe{Kernel: o.kernel}).Accel(ctx); err != nil {
 		return err
@@ -144,18 +168,17 @@ func (o *bootOptions) machineFor(i *api.Instance, runDir string) (*qemu.Machine,
 		}
 		m.Disks = append(m.Disks, qemu.Disk{Path: d, Format: format})
 	}
-	wanted := i.Spec.Channels
-	if len(o.channels) > 0 {
-		wanted = nil
-		for _, name := range o.channels {
-			kind := imprint.ChannelKind(name)
-			if !slices.Contains(i.Spec.Channels, kind) {
-				return nil, imprint.Errorf(imprint.Invalid, "boot", i.Ref, "it has no channel %q; it has %s", name, join(i.Spec.Channels))
-			}
-			wanted = append(wanted, kind)
+	if o.stock != "" {
+		if err := m.LookLike(qemu.Stock(o.stock)); err != nil {
+			return nil, err
 		}
 	}
-	for _, kind := range wanted {
+	for _, name := range o.channels {
+		if !slices.Contains(i.Spec.Channels, imprint.ChannelKind(name)) {
+			return nil, imprint.Errorf(imprint.Invalid, "boot", i.Ref, "it has no channel %q; it has %s", name, join(i.Spec.Channels))
+		}
+	}
+	for _, kind := range o.wanted(i) {
 		if kind == imprint.Serial2 || kind == imprint.VirtioSerial {
 			m.Channels = append(m.Channels, qemu.Channel{Kind: kind, Socket: filepath.Join(runDir, string(i.ID), string(kind)+".sock")})
 		}
@@ -163,7 +186,20 @@ func (o *bootOptions) machineFor(i *api.Instance, runDir string) (*qemu.Machine,
 	return m, nil
 }
 
-// socketPatience is how long a freshly reserved instance's socket may take to appear.
+// wanted returns the channels to attach.
+func (o *bootOptions) wanted(i *api.Instance) []imprint.ChannelKind {
+	if len(o.channels) == 0 {
+		return i.Spec.Channels
+	}
+	var kinds []imprint.ChannelKind
+	for _, name := range o.channels {
+		kinds = append(kinds, imprint.ChannelKind(name))
+	}
+	return kinds
+}
+
+// socketPatience is how long a freshly reserved instance's socket or interface may
+// take to appear.
 const socketPatience = 10 * time.Second
 
 // waitSocket returns once something listens at path. The server binds the socket
@@ -187,6 +223,41 @@ func waitSocket(ctx context.Context, path string) error {
 		case <-ctx.Done():
 			return imprint.Errorf(imprint.Unavailable, "boot", path, "no host serves this socket").
 				WithHint("the instance must be placed on this host, and imprint serve must run here")
+		}
+	}
+}
+
+// waitNIC returns the interface that the server made for the instance on this
+// host's link-local network, which it does a moment after it stored the reservation.
+func waitNIC(ctx context.Context, client *api.Client, id imprint.InstanceID, host imprint.HostName) (*qemu.NIC, error) {
+	end := time.NewTimer(socketPatience)
+	defer end.Stop()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		d, err := client.Describe(ctx, string(id))
+		if err != nil {
+			return nil, err
+		}
+		var port api.Port
+		if n := slices.IndexFunc(d.Ports, func(p api.Port) bool { return p.Channel == imprint.LinkLocal }); n >= 0 {
+			port = d.Ports[n]
+		}
+		nic := d.Instance.NIC
+		if port.Problem == "" && port.Interface != "" && nic != nil && nic.Host == host {
+			return &qemu.NIC{MAC: nic.MAC, Tap: port.Interface}, nil
+		}
+		e := imprint.Errorf(imprint.Unavailable, "boot", d.Instance.Ref, "its channel nic: %s", cmp.Or(port.Problem, "no host serves it")).
+			WithHint("the instance must be placed on this host, and imprint serve must run here with a link-local network; --channel can leave nic out")
+		if port.Problem != "" && port.Interface == "" { // none is on its way
+			return nil, e
+		}
+		select {
+		case <-tick.C:
+		case <-end.C:
+			return nil, e
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
 	}
 }

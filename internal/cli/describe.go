@@ -41,7 +41,7 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 	row(w, "Certificate names", orNone(join(i.Spec.DNSNames, i.Spec.IPs)))
 	row(w, "Channels", orNone(join(i.Spec.Channels)))
 	for _, port := range d.Ports {
-		row(w, "Port", describePort(port))
+		row(w, "Port", describePort(port, i.NIC))
 	}
 	for n, param := range i.Spec.Params {
 		label := ""
@@ -52,6 +52,9 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 	}
 	row(w, "Generation", i.Generation)
 	row(w, "State", p.stateText(e.State)+reason(e.Reason))
+	if slices.Contains(i.Spec.Channels, imprint.LinkLocal) {
+		row(w, "User data", describeBoot(e))
+	}
 	if e.Delivery != nil {
 		row(w, "Payload", fmt.Sprintf("sha256:%s over %s, %s", e.Delivery.Payload, e.Delivery.Channel, when(e.Delivery.At)))
 	}
@@ -73,9 +76,16 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 	}
 }
 
-func describePort(port api.Port) string {
-	if port.Problem != "" {
-		return fmt.Sprintf("%s: %s", port.Channel, port.Problem)
+func describePort(port api.Port, nic *imprint.NIC) string {
+	what := string(port.Channel)
+	if port.Interface != "" && nic != nil {
+		what += fmt.Sprintf(": interface %s, MAC %s, address %s", port.Interface, nic.MAC, nic.IPv4)
+	}
+	switch {
+	case port.Problem != "":
+		return what + ": " + port.Problem
+	case port.Interface != "":
+		return what
 	}
 	way, state := "listens on", "not connected"
 	if port.Dialled {
@@ -84,7 +94,20 @@ func describePort(port api.Port) string {
 	if port.Connected {
 		state = "connected"
 	}
-	return fmt.Sprintf("%s: imprint %s %s; %s", port.Channel, way, port.Socket, state)
+	return fmt.Sprintf("%s: imprint %s %s; %s", what, way, port.Socket, state)
+}
+
+// describeBoot says until when user data is served over the link-local network.
+func describeBoot(e *api.Enrolment) string {
+	switch {
+	case !e.HomeAt.IsZero():
+		return "withheld since the machine said that it has booted, " + when(e.HomeAt)
+	case !e.ConfirmedAt.IsZero():
+		return "withheld since a key is enrolled, " + when(e.ConfirmedAt)
+	case !e.State.Open():
+		return "withheld, because nobody may enrol"
+	}
+	return "served until the machine has booted, or the time for it is over"
 }
 
 func describeHost(h api.HostState) string {
