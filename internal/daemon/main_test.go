@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"context"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"imprint/internal/cli"
+	"imprint/internal/guest"
 )
 
 // childVariable names, in the environment, which program this process is to be.
@@ -21,6 +23,7 @@ const childVariable = "IMPRINT_DAEMON_TEST_CHILD"
 const (
 	childImprint = "imprint"
 	childEtcd    = "etcd"
+	childAgent   = "agent"
 	childIdle    = "idle" // waits for the signal that ends it
 )
 
@@ -28,6 +31,8 @@ func TestMain(m *testing.M) {
 	switch os.Getenv(childVariable) {
 	case childImprint:
 		os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	case childAgent:
+		os.Exit(guest.Command(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 	case childEtcd:
 		etcdmain.Main(os.Args)
 		return

@@ -15,6 +15,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -245,6 +248,18 @@ func TestLinkLocal(t *testing.T) {
 		t.Error("the timeline has a private value")
 	}
 
+	// The agent finds its payload there by itself, and needs no other channel.
+	if _, err := server.Create(t.Context(), spec("web-3"), map[string]imprint.Secret{"token": imprint.NewSecret([]byte("private of web-3"))}, false); err != nil {
+		t.Fatal(err)
+	}
+	root := agentIn(t, plugIn(t, server, "web-3"))
+	if b, err := os.ReadFile(filepath.Join(root, "run/imprint/params/token")); string(b) != "private of web-3" {
+		t.Errorf("the agent has the private value %q, %v", b, err)
+	}
+	if d, err = server.Describe(t.Context(), "web-3"); err != nil || d.Instance.Enrolment.State != imprint.Closed || d.Instance.Enrolment.Claim.Tier != imprint.TierHost {
+		t.Errorf("after the agent the enrolment is %+v, %v", d.Instance.Enrolment, err)
+	}
+
 	// After a restart each has what it had, and what was deleted meanwhile goes.
 	server.stop()
 	server = s.serve(t)
@@ -265,6 +280,32 @@ func TestLinkLocal(t *testing.T) {
 			t.Fatal("the interface of a deleted instance stays")
 		}
 	}
+}
+
+// agentIn runs the agent in the guest, on files of its own, whose root it returns.
+func agentIn(t *testing.T, g *plugged) (root string) {
+	t.Helper()
+	root = t.TempDir()
+	run := filepath.Join(root, "run")
+	if err := os.Mkdir(run, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", run, "tmpfs", 0, "size=1m"); err != nil { // where parameters may be
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(run, unix.MNT_DETACH) })
+	if err := os.Symlink("/proc", filepath.Join(root, "proc")); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "run", "--once", "--wait", "10s", "--root", root)
+	cmd.Env = append(os.Environ(), childVariable+"="+childAgent)
+	var out []byte
+	var err error
+	g.Do(t, func() { out, err = cmd.CombinedOutput() })
+	if err != nil {
+		t.Fatalf("the agent: %v\n%s", err, out)
+	}
+	return root
 }
 
 // enrolOver takes the guest's key to a confirmed certificate over its interface.

@@ -73,7 +73,7 @@ func New(o Options, console *Console) *Agent {
 		random: rand.Float64, dial: (&net.Dialer{}).DialContext, hookTime: hookTime,
 		boundary: func(string) error { return nil },
 	}
-	a.sources = []source{newVirtioSource(layout), newSerialSource(layout), newVolumeSource(layout), fileSource{layout.Payload()}}
+	a.sources = []source{newVirtioSource(layout), newSerialSource(layout), newVolumeSource(layout), fileSource{layout.Payload()}, linkLocalSource{layout}}
 	if o.Dial != nil {
 		a.dial = o.Dial
 	}

@@ -11,9 +11,10 @@
 //  2. the second serial port: ttyS1, COM2
 //  3. a volume labelled IMPRINT, mounted or not, with a file payload.json
 //  4. the file /etc/imprint/payload.json, or only the file named by --payload
+//  5. the host at 169.254.169.254, if an interface leads there alone (Linux)
 //
-// The first two are live: everything else happens over the same channel. The
-// others are one-way: the agent goes on to the check-in endpoint that the payload
+// The first two and the last are live: everything else happens over the same
+// channel. The others are one-way: the agent goes on to the check-in endpoint that the payload
 // names, with the one-time token that it carries.
 //
 // # What is on disk, and how a run resumes

@@ -26,12 +26,12 @@ const (
 	httpTimeout = 30 * time.Second
 )
 
-// httpClient is the little of HTTP that EST needs, over TLS, one connection a
-// request. It speaks HTTP/1.0 (RFC 1945), to which a server must not answer in
+// httpClient is the little of HTTP that EST needs, over TLS, and the host's
+// link-local network, without; one connection a request. It speaks HTTP/1.0 (RFC 1945), to which a server must not answer in
 // chunks; net/http would be a sixth of the agent. It follows no redirection and
 // uses no proxy: mutual TLS ends at the check-in endpoint or nowhere.
 type httpClient struct {
-	tls  *tls.Config
+	tls  *tls.Config // nil is no TLS
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
@@ -51,13 +51,16 @@ type httpResponse struct {
 // do sends r and reads the response. What keeps it from getting one is of kind
 // [imprint.Unavailable]; a URL that cannot be used is [imprint.Invalid].
 func (c *httpClient) do(ctx context.Context, r httpRequest) (*httpResponse, error) {
-	u, err := url.Parse(r.url)
-	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
-		return nil, imprint.Errorf(imprint.Invalid, "ask", r.url, "not an https URL")
+	scheme, port := "https", "443"
+	if c.tls == nil {
+		scheme, port = "http", "80"
 	}
-	port := u.Port()
-	if port == "" {
-		port = "443"
+	u, err := url.Parse(r.url)
+	if err != nil || u.Scheme != scheme || u.Hostname() == "" {
+		return nil, imprint.Errorf(imprint.Invalid, "ask", r.url, "not an %s URL", scheme)
+	}
+	if u.Port() != "" {
+		port = u.Port()
 	}
 	ctx, cancel := context.WithTimeout(ctx, httpTimeout)
 	defer cancel()
@@ -69,14 +72,19 @@ func (c *httpClient) do(ctx context.Context, r httpRequest) (*httpResponse, erro
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	config := c.tls.Clone()
-	config.ServerName = u.Hostname()
-	conn := tls.Client(raw, config)
-	defer conn.Close()
+	defer raw.Close()
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
-	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, unavailable(err)
+	conn := raw
+	if c.tls != nil {
+		config := c.tls.Clone()
+		config.ServerName = u.Hostname()
+		secure := tls.Client(raw, config)
+		defer secure.Close()
+		if err := secure.HandshakeContext(ctx); err != nil {
+			return nil, unavailable(err)
+		}
+		conn = secure
 	}
 	if _, err := conn.Write(r.encode(u)); err != nil {
 		return nil, unavailable(err)
