@@ -57,6 +57,9 @@ func (m *metrics) observe(d *Daemon) {
 		}
 		return 1
 	})
+	if d.hosts.api != nil {
+		gauge("imprint_hosts_connected", "Hypervisors that are connected.", nil, func() float64 { return float64(d.hosts.api.Connected()) })
+	}
 	for _, t := range d.settings.Tenants {
 		gauge("imprint_issuing_ca_end_seconds", "When a tenant's issuing CA ends, in seconds since 1970.",
 			prometheus.Labels{"tenant": string(t.Name)}, func() float64 {

@@ -18,6 +18,9 @@
 // one-time token as password. Whoever has a certificate shows it in the TLS
 // handshake, and the first time it does so confirms the enrolment.
 //
+// Requests below one path with a certificate of one tenant may be another
+// handler's: the API of the hypervisors (see [Config]).
+//
 // The package decides nothing about enrolments. It reads requests, finds out
 // who sends them, asks the interfaces declared here, and writes replies. Each
 // tenant has its own TLS context, chosen by server name (see [Tenant]).

@@ -9,6 +9,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -224,6 +225,9 @@ func (s *Server) enrol(c *call) error {
 	if err := read(c, maxRequest, &in); err != nil {
 		return err
 	}
+	if _, known := imprint.ChannelOf(in.Channel); !known {
+		return imprint.Errorf(imprint.Invalid, "read", "enrolment", "no such channel")
+	}
 	inst, err := s.Enrolments.Enrol(c.Context(), imprint.Submission{
 		Instance: in.Instance, Generation: in.Generation, Channel: in.Channel, CSR: in.CSR, SSHHost: in.SSHHost, Witness: c.host,
 	})
@@ -242,13 +246,23 @@ func (s *Server) enrol(c *call) error {
 	return nil
 }
 
+// kinds are the reports that a host may send.
+var kinds = [...]imprint.ReportKind{
+	imprint.ReportDelivered, imprint.ReportConfirmed, imprint.ReportReady, imprint.ReportRead, imprint.ReportPassword, imprint.ReportRefused,
+}
+
 func (s *Server) report(c *call) error {
 	var in report
 	if err := read(c, maxRequest, &in); err != nil {
 		return err
 	}
-	if len(in.ID) > maxID {
+	// Channel and kind become labels of metrics, of which there must not be many.
+	_, known := imprint.ChannelOf(in.Channel)
+	switch {
+	case len(in.ID) > maxID:
 		return imprint.Errorf(imprint.Invalid, "read", "report", "an identifier of %d bytes; the limit is %d", len(in.ID), maxID)
+	case !known || !slices.Contains(kinds[:], in.Kind):
+		return imprint.Errorf(imprint.Invalid, "read", "report", "no such channel or kind")
 	}
 	err := s.Enrolments.Report(c.Context(), imprint.Report{
 		ID: in.ID, Seen: in.Seen, Instance: in.Instance, Generation: in.Generation, Channel: in.Channel,
@@ -292,6 +306,9 @@ func (s *Server) param(c *call) error {
 func (s *Server) answer(c *call) error {
 	var in Answer
 	if err := read(c, maxAnswer, &in); err != nil {
+		return err
+	}
+	if err := in.clean(); err != nil {
 		return err
 	}
 	s.mu.Lock()

@@ -208,7 +208,15 @@ func TestForeignInstances(t *testing.T) {
 		t.Errorf("a value of a revoked instance: %d %s", got.Code, got.Body)
 	}
 
-	body := `{"instance":"` + string(not) + `","channel":"serial","witness":"hv3.example.net","Witness":"hv3.example.net","serial":"1","Serial":"1","token":"t"}`
+	for path, body := range map[string]string{
+		"enrol":  `{"instance":"` + string(mine) + `","channel":"made-up"}`,
+		"report": `{"instance":"` + string(mine) + `","channel":"serial","kind":"made-up"}`,
+	} {
+		if got := s.do(request("POST", Prefix+path, body)); got.Code != http.StatusBadRequest || len(w.sent)+len(w.said) > 0 {
+			t.Errorf("%s: %d %s", path, got.Code, got.Body)
+		}
+	}
+	body := `{"instance":"` + string(not) + `","channel":"serial","kind":"ready","witness":"hv3.example.net","Witness":"hv3.example.net","serial":"1","Serial":"1","token":"t"}`
 	got := s.do(request("POST", Prefix+"enrol", body))
 	if strings.Contains(got.Body.String(), "instance\"") || !strings.Contains(got.Body.String(), "denied") {
 		t.Errorf("enrol: %s", got.Body)
@@ -217,7 +225,7 @@ func TestForeignInstances(t *testing.T) {
 	if len(w.sent) != 1 || w.sent[0].Witness != hv2 || !w.sent[0].Token.IsZero() || len(w.said) != 1 || w.said[0].Witness != hv2 || w.said[0].Serial != "" {
 		t.Errorf("passed on: %+v, %+v", w.sent, w.said)
 	}
-	got = s.do(request("POST", Prefix+"enrol", `{"instance":"`+string(mine)+`"}`))
+	got = s.do(request("POST", Prefix+"enrol", `{"instance":"`+string(mine)+`","channel":"serial"}`))
 	if !strings.Contains(got.Body.String(), string(mine)) || strings.Contains(got.Body.String(), "hash-canary") {
 		t.Errorf("enrol: %s", got.Body)
 	}
@@ -303,10 +311,10 @@ func TestStream(t *testing.T) {
 			t.Errorf("another host's answer: %d", got.Code)
 		}
 		w.machine.Spec = own
-		if got := s.do(request("POST", path, `{"held":["key"]}`)); got.Code != http.StatusNoContent {
+		if got := s.do(request("POST", path, `{"held":["key"],"ports":[{"socket":"\u001b]0;evil\u0007"}]}`)); got.Code != http.StatusNoContent {
 			t.Errorf("the answer: %d %s", got.Code, got.Body)
 		}
-		if r := <-results; r.err != nil || len(r.answer.Held) != 1 || r.answer.Held[0] != "key" {
+		if r := <-results; r.err != nil || len(r.answer.Held) != 1 || r.answer.Held[0] != "key" || r.answer.Ports[0].Socket != "?]0;evil?" {
 			t.Errorf("%+v", r)
 		}
 		if got := s.do(request("POST", path, `{}`)); got.Code != http.StatusNotFound {

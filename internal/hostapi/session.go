@@ -99,6 +99,13 @@ func (s *Server) State(host imprint.HostName) State {
 	return State{}
 }
 
+// Connected returns how many hosts' streams are open here.
+func (s *Server) Connected() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.sessions)
+}
+
 // Call asks a host and returns what it answers. It fails with kind
 // [imprint.Unavailable] if the host is not connected or does not answer in time.
 func (s *Server) Call(ctx context.Context, host imprint.HostName, ask Call) (Answer, error) {
@@ -172,7 +179,7 @@ func (s *Server) watch(c *call) error {
 	defer timer.Stop()
 	running.Go(func() { s.guard(ctx, c, end) })
 	lines := make(chan Notice)
-	running.Go(func() { s.tell(ctx, c, from, lines) })
+	running.Go(func() { s.tell(ctx, c, from, lines, end) })
 
 	out := &stream{c.reply, http.NewResponseController(c.reply)}
 	out.control.SetReadDeadline(time.Time{}) // the request was read; the peer's end is noticed by the heartbeats
@@ -205,8 +212,10 @@ func (s *Server) guard(ctx context.Context, c *call, end context.CancelCauseFunc
 	}
 }
 
-// tell sends what concerns c's host until ctx ends.
-func (s *Server) tell(ctx context.Context, c *call, from int64, lines chan<- Notice) {
+// tell sends what concerns c's host until ctx ends. It ends the stream when the
+// store cannot be read: a list that was cut short begins again in a new one, and
+// the host does not take the server for being at hand meanwhile.
+func (s *Server) tell(ctx context.Context, c *call, from int64, lines chan<- Notice, end context.CancelCauseFunc) {
 	send := func(n Notice) bool {
 		select {
 		case lines <- n:
@@ -218,7 +227,8 @@ func (s *Server) tell(ctx context.Context, c *call, from int64, lines chan<- Not
 	told := map[imprint.TenantName]dialect.Facts{}
 	for n, err := range s.Instances.Placed(ctx, c.host, from) {
 		if err != nil {
-			continue // the news is late, and comes
+			end(imprint.Errorf(imprint.Unavailable, "watch", "instances", "the server cannot read them: %w", err))
+			return
 		}
 		if n.Instance != nil {
 			if n.Instance.Spec.Host != c.host {

@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strings"
 	"time"
+	"unicode"
 
 	"imprint"
 	"imprint/internal/dialect"
@@ -96,6 +98,41 @@ type Answer struct {
 	Ports   []Port   `json:"ports,omitempty"`   // look
 	Held    []string `json:"held,omitempty"`    // look: the secret values of the generation
 	Message []byte   `json:"message,omitempty"` // receive; none if there is no message
+}
+
+// Limits on what an operator is shown of an answer.
+const (
+	maxPorts = 16  // ports
+	maxShown = 512 // bytes of one text
+)
+
+// clean makes the texts of an answer fit to be shown to an operator: a host that
+// is not what it was must not write on terminals as it likes.
+func (a *Answer) clean() error {
+	if len(a.Ports) > maxPorts || len(a.Held) > imprint.MaxParams {
+		return imprint.Errorf(imprint.Invalid, "read", "answer", "%d ports and %d values; at most %d and %d", len(a.Ports), len(a.Held), maxPorts, imprint.MaxParams)
+	}
+	for i := range a.Ports {
+		p := &a.Ports[i]
+		p.Channel, p.Socket, p.Problem = imprint.ChannelKind(printable(string(p.Channel))), printable(p.Socket), printable(p.Problem)
+	}
+	if e := a.Error; e != nil {
+		e.Op, e.Operand, e.Cause, e.Hint = printable(e.Op), printable(e.Operand), printable(e.Cause), printable(e.Hint)
+	}
+	return nil
+}
+
+func printable(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+	if len(s) > maxShown {
+		s = strings.ToValidUTF8(s[:maxShown], "") + "…"
+	}
+	return s
 }
 
 // Failed returns the answer that says err.

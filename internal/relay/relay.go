@@ -168,6 +168,7 @@ type watching struct {
 	left   bool  // the reader wants no more
 	fresh  bool  // the control plane has not answered yet
 	seen   int64 // the revision up to which everything was told
+	last   int64 // that of the last notice; more of the same revision may follow
 	listed map[imprint.InstanceID]bool
 }
 
@@ -198,6 +199,7 @@ func (w *watching) notice(n hostapi.Notice) error {
 		r.copy.drop(n.Deleted)
 	case n.Synced:
 		r.copy.retain(w.listed)
+		w.listed = map[imprint.InstanceID]bool{}
 	default:
 		return nil
 	}
@@ -205,8 +207,11 @@ func (w *watching) notice(n hostapi.Notice) error {
 		w.left = true
 		return imprint.Errorf(imprint.Unavailable, "watch", "control plane", "left")
 	}
-	if !n.Relist { // a list that broke off starts again
-		w.seen = max(w.seen, n.Revision)
+	switch {
+	case n.Synced:
+		w.seen, w.last = n.Revision, n.Revision
+	case !n.Relist && n.Revision > w.last: // a list that broke off starts again
+		w.seen, w.last = w.last, n.Revision
 	}
 	return nil
 }

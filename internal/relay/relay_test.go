@@ -37,6 +37,7 @@ type plane struct {
 	recorded map[imprint.InstanceID][]string // guarded by mu; names of reports
 	values   map[string]string               // guarded by mu; private ones
 	answers  chan hostapi.Answer
+	from     []int64 // guarded by mu; where each stream began
 }
 
 func newPlane() *plane {
@@ -61,7 +62,10 @@ func (p *plane) set(err error) {
 	p.refuse = err
 }
 
-func (p *plane) Watch(ctx context.Context, _ int64, each func(hostapi.Notice) error) error {
+func (p *plane) Watch(ctx context.Context, from int64, each func(hostapi.Notice) error) error {
+	p.mu.Lock()
+	p.from = append(p.from, from)
+	p.mu.Unlock()
 	if err := p.state(); err != nil {
 		return err
 	}
@@ -434,6 +438,39 @@ func TestCopy(t *testing.T) {
 		files, err := filepath.Glob(filepath.Join(dir, "copy", "*"))
 		if err != nil || len(files) != 2 || !strings.Contains(strings.Join(files, " "), string(two)) {
 			t.Errorf("the copy has %q, %v", files, err)
+		}
+	})
+}
+
+// TestResume: a stream that broke goes on where it was, also between two notices of
+// one revision, and one that broke within a list begins again.
+func TestResume(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlane()
+		r := start(t, t.TempDir(), p)
+		change := func(id imprint.InstanceID, revision int64, relist bool) hostapi.Notice {
+			return hostapi.Notice{Revision: revision, Relist: relist, Instance: &hostapi.Instance{Revision: revision, Instance: *record(id, revision)}}
+		}
+		broken := hostapi.Notice{Revision: -1}
+		for _, n := range []hostapi.Notice{
+			change(one, 5, true), broken,
+			change(one, 5, true), change(two, 3, true), {Revision: 5, Synced: true}, broken,
+			change(one, 6, false), change(one, 7, false), broken, // and two, at 7
+			change(one, 7, false), change(two, 7, false), change(one, 8, false), broken,
+		} {
+			p.lines <- n
+			if n.Revision > 0 {
+				<-r.notices
+			}
+		}
+		until(t, "the last stream", func() bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return len(p.from) == 5
+		})
+		if want := []int64{0, 0, 5, 6, 7}; !slices.Equal(p.from, want) {
+			t.Errorf("streams began at %v, not %v", p.from, want)
 		}
 	})
 }
