@@ -50,6 +50,15 @@ const (
 	ReportNIC       ReportKind = "nic"       // the host chose NIC for the instance
 )
 
+// Known reports whether k is one of the reports above.
+func (k ReportKind) Known() bool {
+	switch k {
+	case ReportDelivered, ReportConfirmed, ReportReady, ReportRead, ReportPassword, ReportRefused, ReportServed, ReportHome, ReportNIC:
+		return true
+	}
+	return false
+}
+
 // Report is what comes up a live channel.
 type Report struct {
 	Instance   InstanceID

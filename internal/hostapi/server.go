@@ -9,7 +9,6 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
-	"slices"
 	"sync"
 	"time"
 
@@ -246,11 +245,6 @@ func (s *Server) enrol(c *call) error {
 	return nil
 }
 
-// kinds are the reports that a host may send.
-var kinds = [...]imprint.ReportKind{
-	imprint.ReportDelivered, imprint.ReportConfirmed, imprint.ReportReady, imprint.ReportRead, imprint.ReportPassword, imprint.ReportRefused,
-}
-
 func (s *Server) report(c *call) error {
 	var in report
 	if err := read(c, maxRequest, &in); err != nil {
@@ -261,7 +255,7 @@ func (s *Server) report(c *call) error {
 	switch {
 	case len(in.ID) > maxID:
 		return imprint.Errorf(imprint.Invalid, "read", "report", "an identifier of %d bytes; the limit is %d", len(in.ID), maxID)
-	case !known || !slices.Contains(kinds[:], in.Kind):
+	case !known || !in.Kind.Known():
 		return imprint.Errorf(imprint.Invalid, "read", "report", "no such channel or kind")
 	}
 	err := s.Enrolments.Report(c.Context(), imprint.Report{

@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -229,6 +231,75 @@ func TestForeignInstances(t *testing.T) {
 	if !strings.Contains(got.Body.String(), string(mine)) || strings.Contains(got.Body.String(), "hash-canary") {
 		t.Errorf("enrol: %s", got.Body)
 	}
+}
+
+// TestEverythingIsCarried: a field that is added to what hosts send arrives, unless
+// it is one that the certificate, or nobody, has to say.
+func TestEverythingIsCarried(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	c := NewClient(ClientConfig{URLs: []string{"https://imprint.example.net"}})
+	c.http.Transport = toServer{w.server()}
+	var r imprint.Report
+	var s imprint.Submission
+	fill(t, reflect.ValueOf(&r).Elem())
+	fill(t, reflect.ValueOf(&s).Elem())
+	r.Kind, r.Channel, s.Channel = imprint.ReportReady, imprint.Serial2, imprint.Serial2
+	if err := c.Report(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	c.Enrol(t.Context(), s)
+	r.Witness, r.Serial = hv2, ""
+	s.Witness, s.Tenant, s.Profile, s.Token = hv2, "", "", imprint.Secret{}
+	if len(w.said) != 1 || !reflect.DeepEqual(w.said[0], r) {
+		t.Errorf("the report\n%+v arrived as\n%+v", r, w.said)
+	}
+	if len(w.sent) != 1 || !reflect.DeepEqual(w.sent[0], s) {
+		t.Errorf("the submission\n%+v arrived as\n%+v", s, w.sent)
+	}
+}
+
+// fill sets every field of v.
+func fill(t *testing.T, v reflect.Value) {
+	t.Helper()
+	switch value := v.Addr().Interface().(type) {
+	case *time.Time:
+		*value = time.Unix(1, 0).UTC()
+		return
+	case *netip.Addr:
+		*value = netip.MustParseAddr("169.254.1.1")
+		return
+	case *imprint.Secret:
+		*value = imprint.NewSecret([]byte("x"))
+		return
+	}
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString("x")
+	case reflect.Uint32:
+		v.SetUint(1)
+	case reflect.Slice:
+		v.SetBytes([]byte("x"))
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(t, v.Elem())
+	case reflect.Struct:
+		for i := range v.NumField() {
+			fill(t, v.Field(i))
+		}
+	default:
+		t.Fatalf("a field of type %s is not filled", v.Type())
+	}
+}
+
+// toServer is a connection with a host's certificate.
+type toServer struct{ *Server }
+
+func (s toServer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r.TLS = request("GET", "/", "").TLS
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, r)
+	return w.Result(), nil
 }
 
 // pipe is a reply that is read while it is written.

@@ -114,7 +114,8 @@ func (a *Answer) clean() error {
 	}
 	for i := range a.Ports {
 		p := &a.Ports[i]
-		p.Channel, p.Socket, p.Problem = imprint.ChannelKind(printable(string(p.Channel))), printable(p.Socket), printable(p.Problem)
+		p.Channel = imprint.ChannelKind(printable(string(p.Channel)))
+		p.Socket, p.Interface, p.Problem = printable(p.Socket), printable(p.Interface), printable(p.Problem)
 	}
 	if e := a.Error; e != nil {
 		e.Op, e.Operand, e.Cause, e.Hint = printable(e.Op), printable(e.Operand), printable(e.Cause), printable(e.Hint)
