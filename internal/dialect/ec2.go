@@ -3,6 +3,9 @@ package dialect
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,6 +22,12 @@ func EC2Versions() []string {
 // version: "VERSION/meta-data/…" and "VERSION/user-data". A directory is only a
 // prefix of names; how directories are listed is the carrier's business.
 //
+// An instance with an interface on its host's link-local network has two things
+// more than in Nova: "network/interfaces/macs/…" and, beside meta-data,
+// "dynamic/instance-identity/document". cloud-init asks for both on what looks like
+// a machine of Amazon's, waits for the document in every stage of a boot, and in
+// version 22.4 fails where it was not told about the interface that it uses.
+//
 // What EC2 counts and imprint does not, such as images and reservations, gets
 // numbers made from identifiers, which stay the same for the instance's life.
 func EC2(inst *imprint.Instance, facts Facts) *imprint.View {
@@ -26,6 +35,7 @@ func EC2(inst *imprint.Instance, facts Facts) *imprint.View {
 	v := values{NetworkReaders, map[string]imprint.Value{}}
 	user := userData(spec)
 	leaves := ec2Leaves(inst, facts)
+	identity := public(ec2Identity(inst, facts))
 	for _, version := range EC2Versions() {
 		for _, leaf := range leaves {
 			if version >= leaf.since {
@@ -34,6 +44,9 @@ func EC2(inst *imprint.Instance, facts Facts) *imprint.View {
 		}
 		if spec.UserData != "" {
 			v.putValue(version+"/user-data", user)
+		}
+		if inst.NIC != nil && version >= ec2Interfaces {
+			v.putValue(version+"/dynamic/instance-identity/document", identity)
 		}
 	}
 	return v.view(inst)
@@ -71,7 +84,54 @@ func ec2Leaves(inst *imprint.Instance, facts Facts) []ec2Leaf {
 	for i, key := range spec.SSHKeys {
 		leaves = append(leaves, ec2Leaf{"1.0", fmt.Sprintf("public-keys/%d/openssh-key", i), public(key)})
 	}
+	for i, mac := range ec2MACs(inst) {
+		dir := "network/interfaces/macs/" + mac + "/"
+		leaves = append(leaves, ec2Leaf{ec2Interfaces, dir + "device-number", public(strconv.Itoa(i))}, ec2Leaf{ec2Interfaces, dir + "mac", public(mac)})
+		if i == 0 {
+			leaves = append(leaves, ec2Leaf{ec2Interfaces, dir + "local-ipv4s", public(inst.NIC.IPv4.String())})
+		}
+	}
 	return leaves
+}
+
+// ec2Interfaces is the version from which on interfaces are described: the oldest
+// that cloud-init uses.
+const ec2Interfaces = "2009-04-04"
+
+// ec2MACs are the interfaces that EC2's metadata can describe, which are those
+// that get their addresses by DHCP; the one to the host is the first, and without
+// it there are none.
+func ec2MACs(inst *imprint.Instance) (macs []string) {
+	if inst.NIC == nil {
+		return nil
+	}
+	macs = []string{inst.NIC.MAC}
+	if n := inst.Spec.Network; n != nil {
+		for _, name := range slices.Sorted(maps.Keys(n.Ethernets)) {
+			if mac := strings.ToLower(n.Ethernets[name].MAC); mac != "" && n.Ethernets[name].DHCP4 && !slices.Contains(macs, mac) {
+				macs = append(macs, mac)
+			}
+		}
+	}
+	return macs
+}
+
+// ec2Identity is the instance identity document, unsigned: nothing proves it but
+// the interface that it is read over.
+func ec2Identity(inst *imprint.Instance, facts Facts) string {
+	leaf := map[string]string{}
+	for _, l := range ec2Leaves(inst, facts) {
+		leaf[l.name] = string(l.value.Data)
+	}
+	return compact(struct {
+		Version      string `json:"version"`
+		InstanceID   string `json:"instanceId"`
+		ImageID      string `json:"imageId"`
+		InstanceType string `json:"instanceType"`
+		Zone         string `json:"availabilityZone"`
+		Region       string `json:"region"`
+		PrivateIP    string `json:"privateIp"`
+	}{"2017-09-30", leaf["instance-id"], leaf["ami-id"], leaf["instance-type"], leaf["placement/availability-zone"], leaf["placement/availability-zone"], leaf["local-ipv4"]})
 }
 
 // EC2KeyEntry is how the listing of "public-keys" names key i: without the slash

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"imprint"
 )
@@ -47,6 +48,28 @@ func publicFacts(spec *imprint.Spec) map[string]string {
 		}
 	}
 	return all
+}
+
+// ownInterface names the link-local interface in what the guest is told.
+const ownInterface = "imprint0"
+
+// networkOf is the network that a guest is told: what the operator declares, with
+// the interface to the host beside it. Without that, stock software would leave
+// it down once it has configured the rest, and could neither phone home nor ask
+// again. Where nothing is declared the guest finds its interfaces by itself.
+func networkOf(inst *imprint.Instance) *imprint.Network {
+	n := inst.Spec.Network
+	if n == nil || len(n.Ethernets) == 0 || inst.NIC == nil {
+		return n
+	}
+	for name, e := range n.Ethernets {
+		if name == ownInterface || strings.EqualFold(e.MAC, inst.NIC.MAC) {
+			return n // the operator knows better
+		}
+	}
+	all := maps.Clone(n.Ethernets)
+	all[ownInterface] = imprint.Ethernet{MAC: inst.NIC.MAC, DHCP4: true}
+	return &imprint.Network{Ethernets: all}
 }
 
 // firstIPv4 is the first IPv4 address that the machine is known to have, or "".

@@ -26,8 +26,8 @@ func NoCloud(inst *imprint.Instance) *imprint.View {
 	if spec.VendorData != "" {
 		v.put("nocloud/vendor-data", imprint.Public, spec.VendorData)
 	}
-	if spec.Network != nil {
-		v.put("nocloud/network-config", imprint.Public, compact(netplanOf(spec.Network))+"\n")
+	if n := networkOf(inst); n != nil {
+		v.put("nocloud/network-config", imprint.Public, compact(netplanOf(n))+"\n")
 	}
 	return v.view(inst)
 }

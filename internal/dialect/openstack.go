@@ -53,7 +53,7 @@ func OpenStack(inst *imprint.Instance, facts Facts, seed []byte) *imprint.View {
 	spec := &inst.Spec
 	v := values{NetworkReaders, map[string]imprint.Value{}}
 	user := userData(spec)
-	network := public(compact(openStackNetwork(spec.Network)))
+	network := public(compact(openStackNetwork(networkOf(inst))))
 	static := jsonVendorData(spec.VendorData)
 	vendor, vendor2 := public(static), public(compact(map[string]json.RawMessage{"static": json.RawMessage(static)}))
 	meta := openStackMeta(inst, facts)
