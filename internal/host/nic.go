@@ -233,7 +233,7 @@ func (n *nic) detach() {
 // asPort describes the interface, whose port is p.
 func (n *nic) asPort(p *port) Port {
 	one := Port{Channel: imprint.LinkLocal}
-	_, one.Problem = p.state()
+	one.Connected, one.Problem = p.state()
 	if n == nil {
 		return one
 	}
@@ -243,7 +243,7 @@ func (n *nic) asPort(p *port) Port {
 		return one
 	}
 	state := n.attachment.State()
-	one.Interface, one.Connected = tap.NameOf(string(n.unit.id)), state.Link != nil
+	one.Interface = tap.NameOf(string(n.unit.id))
 	if state.Err != nil {
 		one.Problem = state.Err.Error()
 	}
@@ -259,6 +259,8 @@ func (n *nic) serve(ctx context.Context, link *tap.Link, lease tap.Lease) error 
 	if err != nil {
 		return err
 	}
+	p := n.unit.port(imprint.LinkLocal)
+	defer p.connect(false)
 	group, ctx := errgroup.WithContext(ctx)
 	conn, err := link.ListenDHCP(ctx)
 	if err != nil {
@@ -278,6 +280,7 @@ func (n *nic) serve(ctx context.Context, link *tap.Link, lease tap.Lease) error 
 				ln.Close()
 				return err
 			}
+			p.connect(true) // the kernel accepts from here on
 			return n.server.Serve(ctx, ln)
 		})
 	}

@@ -17,7 +17,7 @@ type Port struct {
 	Socket    string // "" for the channel nic
 	Interface string // the channel nic's
 	Dialled   bool   // the hypervisor listens on Socket and this host connects; else the other way round
-	Connected bool   // a hypervisor is at the other end
+	Connected bool   // a hypervisor is at the other end, or the interface is served
 	Problem   string // why it cannot be used; "" if nothing is wrong
 }
 
