@@ -131,7 +131,7 @@ func (s *session) confirmation(ctx context.Context, inst *imprint.Instance, valu
 // reportUntil reports and then waits for the record that shows it, for a while.
 // A report that was recorded is a success even if the news takes longer.
 func (s *session) reportUntil(ctx context.Context, inst *imprint.Instance, kind imprint.ReportKind, data []byte, shown func(*imprint.Enrolment) bool) error {
-	if err := s.report(ctx, inst, kind, "", data); err != nil || !s.unit.host.c.Connected() {
+	if err := s.report(ctx, inst, kind, "", data); err != nil {
 		return err
 	}
 	s.unit.shown(ctx, func(e *imprint.Enrolment) bool { return !e.State.Open() || shown(e) })
@@ -139,8 +139,11 @@ func (s *session) reportUntil(ctx context.Context, inst *imprint.Instance, kind 
 }
 
 // shown waits for a while until the record of the present generation, or of a
-// later one, is as told.
+// later one, is as told; not while the control plane is away, which tells nothing.
 func (u *unit) shown(ctx context.Context, told func(*imprint.Enrolment) bool) {
+	if !u.host.c.Connected() {
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
 	snap, _ := u.current()
