@@ -249,17 +249,25 @@ func (r *Relay) Enrol(ctx context.Context, s imprint.Submission) (*imprint.Insta
 }
 
 // Report implements host.Control. The report is on the disk when this returns
-// nil; with the control plane at hand it is also on record there.
+// nil; with the control plane at hand it is also on record there. A host that is
+// refused reports no read: the value must not leave.
 func (r *Relay) Report(ctx context.Context, rep imprint.Report) error {
+	if rep.Kind == imprint.ReportRead && r.stream.Load() == refused {
+		return errRefused("read", rep.Name)
+	}
 	rep.Seen = r.Now()
 	return r.reports.add(ctx, rep, r.Connected)
+}
+
+func errRefused(op, operand string) error {
+	return imprint.Errorf(imprint.Unauthorized, op, operand, "the control plane refuses this host")
 }
 
 // Param implements host.Params. The value that was fetched last is used only
 // while the control plane cannot be asked.
 func (r *Relay) Param(ctx context.Context, id imprint.InstanceID, name string) (imprint.Secret, error) {
 	if r.stream.Load() == refused {
-		return imprint.Secret{}, imprint.Errorf(imprint.Unauthorized, "read", name, "the control plane refuses this host")
+		return imprint.Secret{}, errRefused("read", name)
 	}
 	err := error(imprint.Errorf(imprint.Unavailable, "read", name, "the control plane is not connected"))
 	if r.Connected() {

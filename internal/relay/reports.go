@@ -111,7 +111,11 @@ func (r *reports) add(ctx context.Context, rep imprint.Report, connected func() 
 		return imprint.Errorf(imprint.Internal, "encode", "report", "%w", err)
 	}
 	p := &pending{report: rep, verdict: make(chan error, 1)}
-	if p.number, err = r.queue.Append(content); err != nil {
+	p.number, err = r.queue.Append(content)
+	if imprint.KindOf(err) == imprint.Exhausted && err != nil {
+		return imprint.Errorf(imprint.Exhausted, "report", string(rep.Instance), "this host's queue or disk is full; ask again when the control plane is back: %w", err)
+	}
+	if err != nil {
 		return err
 	}
 	p.stands = !connected()
