@@ -9,6 +9,7 @@ const (
 	VirtioSerial ChannelKind = "virtio-serial" // a named virtio-serial port
 	Serial2      ChannelKind = "serial"        // the second serial port: ttyS1, COM2
 	LinkLocal    ChannelKind = "nic"           // a network interface to the host alone: HTTP at 169.254.169.254
+	Neutron      ChannelKind = "neutron"       // the cloud's network: HTTP through Neutron's metadata agent
 	NetworkEST   ChannelKind = "est"           // the check-in endpoint: RFC 7030 over TLS
 	File         ChannelKind = "file"          // a payload that the operator carried by hand
 )
@@ -36,7 +37,7 @@ type Channel struct {
 	Capacity          int     // bytes that one value may have in the clear; 0 is unlimited
 	Readers           Readers // who can read what the host sends
 	HostAuthenticated bool    // the guest can be sure that its own host speaks
-	Upward            bool    // the guest can report
+	Upward            bool    // the guest can report; see also [Channel.Enrols]
 	Revocable         bool    // what was offered can be taken away again
 	// SourcePorts says that a request's source port tells the host whether the
 	// guest's root sent it; see [PortReaders].
@@ -51,6 +52,10 @@ var channels = [...]Channel{
 	// The host's kernel and packet filter keep everybody else off the interface;
 	// in the guest any process may ask.
 	{LinkLocal, true, 0, GuestProcesses | GuestRoot, true, true, true, true},
+	// The agent goes by the sender's address in the tenant's network, which others
+	// there can forge, as they can the reply; it drops the source port. What comes
+	// up proves nothing: a password and that stock software is done.
+	{Neutron, true, 0, GuestProcesses | GuestRoot | Neighbours, false, true, true, false},
 	// TLS with the enrolled key at both ends of everything but the enrolment itself.
 	{NetworkEST, true, 0, KeyHolder, true, true, true, false},
 	// Whoever administers the platform sees what was put on a file or volume.
@@ -75,6 +80,12 @@ func Channels() []Channel { return append([]Channel(nil), channels[:]...) }
 // tell by the source port.
 func (c Channel) Private() bool {
 	return c.Live && c.Upward && c.HostAuthenticated && (c.SourcePorts || c.Readers.Within(GuestRoot))
+}
+
+// Enrols reports whether a machine can enrol over c: nobody else can use it, or
+// the host or TLS can tell who does.
+func (c Channel) Enrols() bool {
+	return c.Live && c.Upward && (c.SourcePorts || c.Readers.Within(GuestRoot|KeyHolder))
 }
 
 // From returns the channel as it is for one request, of which only readers can

@@ -29,6 +29,7 @@ func TestAudienceRule(t *testing.T) {
 		{imprint.VirtioSerial, true, true, false},
 		{imprint.Serial2, true, true, false},
 		{imprint.LinkLocal, true, false, false}, // see below for who asks from a privileged port
+		{imprint.Neutron, true, false, false},
 		{imprint.NetworkEST, true, true, true},
 		{imprint.File, true, false, false},
 	}
@@ -87,6 +88,16 @@ func TestOnlyTwoWayChannelsOfTheHostArePrivate(t *testing.T) {
 		want := c.Kind == imprint.VirtioSerial || c.Kind == imprint.Serial2 || c.Kind == imprint.LinkLocal
 		if c.Private() != want {
 			t.Errorf("%s: Private = %v", c.Kind, c.Private())
+		}
+	}
+}
+
+// Over what anybody can use, or what carries nothing back, no machine enrols.
+func TestChannelsOverWhichMachinesEnrol(t *testing.T) {
+	for _, c := range imprint.Channels() {
+		want := c.Kind != imprint.Neutron && c.Kind != imprint.File
+		if c.Enrols() != want {
+			t.Errorf("%s: Enrols = %v", c.Kind, c.Enrols())
 		}
 	}
 }
