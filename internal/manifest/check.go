@@ -239,7 +239,7 @@ func travelFault(v imprint.Visibility, size int, channels []imprint.ChannelKind)
 			return "" // reported already
 		}
 		names = append(names, string(kind))
-		if !imprint.MayTravel(v, ch.Readers) && !(ch.Upward && imprint.MayTravel(v, imprint.KeyHolder)) {
+		if !imprint.MayTravel(v, ch.Readers) && !(ch.Enrols() && imprint.MayTravel(v, imprint.KeyHolder)) {
 			continue
 		}
 		room := ch.Capacity

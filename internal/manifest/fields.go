@@ -38,7 +38,7 @@ func fieldsOf(m *Manifest) []field {
 			read: dataInto(&s.VendorData, &vendorBy, true)},
 		{name: "params", typ: "mapping", doc: "Parameters for the machine, by who may read them.",
 			read: nested(paramFields(m)), inner: paramFields(m)},
-		{name: "channels", typ: "list of channels", doc: "The ways between host and guest, of virtio-serial, serial, nic, est and file; virtio-serial and serial if absent.",
+		{name: "channels", typ: "list of channels", doc: "The ways between host and guest, of virtio-serial, serial, nic, neutron, est and file; virtio-serial and serial if absent.",
 			read: listInto(&s.Channels, maxListed, parseText)},
 		{name: "imdsv2Only", typ: "true or false", doc: "Whether EC2 metadata over the link-local network needs a session token (IMDSv2). Stock software sends none unless the machine looks like one of Amazon's.",
 			read: boolInto(&s.IMDSv2Only)},
