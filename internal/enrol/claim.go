@@ -95,7 +95,7 @@ func addressed(i *imprint.Instance, s *imprint.Submission) error {
 // claimed key is enough to repeat a request; any other key needs more.
 func evidence(i *imprint.Instance, a *attempt) (imprint.Tier, error) {
 	first := i.Enrolment.Claim
-	if ch, ok := imprint.ChannelOf(a.Channel); !ok || !ch.Upward {
+	if ch, ok := imprint.ChannelOf(a.Channel); !ok || !ch.Enrols() {
 		return 0, imprint.Errorf(imprint.Invalid, "enrol", i.Ref(), "no request comes up channel %q", a.Channel)
 	}
 	switch {

@@ -233,6 +233,8 @@ func strangeWays(guest *person) []func(*imprint.Submission) {
 		func(s *imprint.Submission) { s.Witness = "hv2.example.net" },
 		func(s *imprint.Submission) { s.Witness, s.Channel = home, imprint.NetworkEST },
 		func(s *imprint.Submission) { s.Witness, s.Channel = home, imprint.File },
+		func(s *imprint.Submission) { s.Witness, s.Channel = home, imprint.Neutron },
+		func(s *imprint.Submission) { s.Channel = imprint.Neutron },
 		func(s *imprint.Submission) { s.Witness = home; s.Generation++ },
 		func(s *imprint.Submission) { s.Witness, s.CSR = home, []byte("noise") },
 	}

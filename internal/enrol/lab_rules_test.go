@@ -18,6 +18,9 @@ type fixture struct {
 // evident is the model's own judgement of what came with a request.
 func evident(i *imprint.Instance, s *imprint.Submission, now time.Time) bool {
 	ch, _ := imprint.ChannelOf(s.Channel)
+	if !ch.Enrols() {
+		return false
+	}
 	if s.Witness != "" {
 		return s.Witness == i.Spec.Host && ch.Private()
 	}
@@ -143,7 +146,7 @@ func (l *lab) checkClaim(c *call, before, after *imprint.Instance, change *impri
 		if !same || len(change.Revoke) > 0 {
 			fatal("a second key without evidence has an effect")
 		}
-	case was.Claim == nil && !good && !(before.Spec.Policy.Approval && nothing && ch.Upward):
+	case was.Claim == nil && !good && !(before.Spec.Policy.Approval && nothing && ch.Enrols()):
 		if !same {
 			fatal("a request without evidence has an effect")
 		}

@@ -80,6 +80,8 @@ func mayReport(i *imprint.Instance, r *imprint.Report, now time.Time) error {
 		return imprint.Errorf(imprint.Invalid, "report", i.Ref(), "unknown channel %q", r.Channel)
 	case r.Witness != "" && r.Witness == i.Spec.Host && !ch.Live && r.Kind == imprint.ReportDelivered:
 		return nil // the host itself put the payload on a medium, which carries nothing back
+	case r.Witness != "" && r.Witness == i.Spec.Host && ch.Upward && !ch.Enrols() && mayBeAnybodys(r.Kind):
+		return nil
 	case r.Witness != "":
 		return witnessed(i, r.Channel, r.Witness)
 	case r.Serial != "" && holds(&i.Enrolment, r.Serial, now):
@@ -88,6 +90,17 @@ func mayReport(i *imprint.Instance, r *imprint.Report, now time.Time) error {
 		return nil
 	}
 	return imprint.Errorf(imprint.Unauthorized, "report", i.Ref(), "nothing vouches for this report")
+}
+
+// mayBeAnybodys reports whether a report of this kind says what the host itself
+// did, or something that is not proven over any channel.
+func mayBeAnybodys(kind imprint.ReportKind) bool {
+	switch kind {
+	case imprint.ReportDelivered, imprint.ReportRead, imprint.ReportServed, imprint.ReportRefused, // what the host did
+		imprint.ReportHome, imprint.ReportPassword: // what the guest's stock software says
+		return true
+	}
+	return false
 }
 
 // holds reports whether serial is one of the generation's certificates that

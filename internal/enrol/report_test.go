@@ -321,6 +321,38 @@ func TestLinkLocal(t *testing.T) {
 	}
 }
 
+// TestNeutron: what comes through Neutron's agent may be anybody's in the tenant's
+// network. What the host did goes on record, and what proves nothing anyway.
+func TestNeutron(t *testing.T) {
+	t.Parallel()
+	w, m := newWorld(), newMachine(t)
+	id := w.reserve(t, func(s *imprint.Spec) { s.Channels = append(s.Channels, imprint.Neutron); s.Policy.Approval = true })
+	for kind, want := range map[imprint.ReportKind]bool{
+		imprint.ReportDelivered: true, imprint.ReportRead: true, imprint.ReportServed: true, imprint.ReportRefused: true,
+		imprint.ReportHome: true, imprint.ReportPassword: true,
+		imprint.ReportConfirmed: false, imprint.ReportReady: false, imprint.ReportNIC: false,
+	} {
+		r := said(id, kind, "db", "data")
+		r.Channel = imprint.Neutron
+		if err := w.engine.Report(t.Context(), r); (err == nil) != want || err != nil && imprint.KindOf(err) != imprint.Denied {
+			t.Errorf("%s: %v", kind, err)
+		}
+		r.Witness = other
+		if err := w.engine.Report(t.Context(), r); imprint.KindOf(err) != imprint.Denied {
+			t.Errorf("%s from another host: %v", kind, err)
+		}
+	}
+	if e := w.get(id).Enrolment; string(e.Password) != "data" || e.HomeAt.IsZero() || e.ServedAt.IsZero() {
+		t.Errorf("%+v", e)
+	}
+	for _, witness := range []imprint.HostName{placed, ""} { // nor does an operator's approval count
+		s := m.up(id)
+		s.Channel, s.Witness = imprint.Neutron, witness
+		_, err := w.engine.Enrol(t.Context(), s)
+		wantKind(t, err, imprint.Invalid)
+	}
+}
+
 // TestKeyOverLinkLocal: the host vouches for what root asked over the link-local
 // network, as for a serial port.
 func TestKeyOverLinkLocal(t *testing.T) {
