@@ -87,6 +87,9 @@ func describePort(port api.Port, nic *imprint.NIC) string {
 	case port.Interface != "":
 		return what
 	}
+	if port.Channel == imprint.Neutron {
+		return fmt.Sprintf("%s: imprint answers Neutron's agents", port.Channel)
+	}
 	way, state := "listens on", "not connected"
 	if port.Dialled {
 		way = "dials"

@@ -64,7 +64,9 @@ type Config struct {
 	Dial func(inst *imprint.Instance, kind imprint.ChannelKind) (socket string)
 	// Links opens the hypervisor's link-local network, when the first instance has
 	// the channel nic; nil if there is none.
-	Links     func() (*tap.Network, error)
+	Links func() (*tap.Network, error)
+	// Neutron says that Neutron's metadata agents reach [Host.Proxied].
+	Neutron   bool
 	Instances Instances
 	Control   Control
 	Params    Params
@@ -187,7 +189,7 @@ func (h *Host) ways(inst *imprint.Instance) map[imprint.ChannelKind]string {
 		switch kind {
 		case imprint.Serial2, imprint.VirtioSerial:
 			ways[kind] = h.c.Dial(inst, kind)
-		case imprint.LinkLocal:
+		case imprint.LinkLocal, imprint.Neutron:
 			ways[kind] = ""
 		}
 	}

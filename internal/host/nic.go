@@ -113,28 +113,17 @@ func (l *linkLocal) close() error {
 
 // nic is an instance's interface on the link-local network.
 type nic struct {
-	unit     *unit
-	server   *metadata.Server
-	accesses chan metadata.Access // on their way to the control plane
+	*metadataGuest
 
 	mu         sync.Mutex
 	lease      tap.Lease       // guarded by mu; zero until there is one
 	attachment *tap.Attachment // guarded by mu; nil until it is attached
 }
 
-// maxAccesses is how many accesses may wait to be reported; what comes then is
-// only in the log.
-const maxAccesses = 64
-
 // newNIC returns an interface that is not there yet.
 func newNIC(u *unit) (*nic, error) {
-	n := &nic{unit: u, accesses: make(chan metadata.Access, maxAccesses)}
-	var err error
-	n.server, err = metadata.New(metadata.Config{
-		Guest: n, Reporter: n, Inbox: n, Native: n, Pipes: pipes{u}, Logger: u.log,
-		SourcePorts: true, Now: u.host.c.Now,
-	})
-	return n, err
+	g, err := newMetadataGuest(u, imprint.LinkLocal, metadata.Config{Pipes: pipes{u}})
+	return &nic{metadataGuest: g}, err
 }
 
 // link starts serving the instance's interface.

@@ -14,7 +14,7 @@ import (
 // it does.
 type Port struct {
 	Channel   imprint.ChannelKind
-	Socket    string // "" for the channel nic
+	Socket    string // "" for the channels nic and neutron
 	Interface string // the channel nic's
 	Dialled   bool   // the hypervisor listens on Socket and this host connects; else the other way round
 	Connected bool   // a hypervisor is at the other end, or the interface is served
@@ -38,7 +38,7 @@ func (h *Host) Ports(id imprint.InstanceID) []Port {
 			continue
 		}
 		one := Port{Channel: kind, Socket: ways[kind].dialled, Dialled: ways[kind].dialled != ""}
-		if !one.Dialled {
+		if !one.Dialled && kind != imprint.Neutron {
 			one.Socket = h.Socket(id, kind)
 		}
 		one.Connected, one.Problem = u.port(kind).state()

@@ -41,6 +41,8 @@ type unit struct {
 	// ways has how each channel arrives; only Run's goroutine changes it, with mu held.
 	ways map[imprint.ChannelKind]*way
 	nic  *nic // guarded by mu; nil without the channel
+	// proxied is the instance behind Neutron; guarded by mu, nil without the channel.
+	proxied *metadataGuest
 }
 
 // way is how one channel arrives: by a socket on which this host listens, or by
@@ -56,7 +58,7 @@ type snapshot struct {
 	facts  dialect.Facts
 	stock  *imprint.View
 	native map[imprint.ChannelKind]*imprint.View
-	// network is nil for an instance that has no link-local network.
+	// network is nil for an instance that has neither of the channels nic and neutron.
 	network *metadata.Snapshot
 	// payload is nil if it could not be made; err says why.
 	payload *imprint.Payload
@@ -138,7 +140,7 @@ func (u *unit) rendered(inst *imprint.Instance, old *snapshot) *snapshot {
 	for _, c := range imprint.Channels() {
 		s.native[c.Kind] = dialect.Native(inst, s.facts, s.encoded, c.Readers)
 	}
-	if slices.Contains(inst.Spec.Channels, imprint.LinkLocal) {
+	if slices.Contains(inst.Spec.Channels, imprint.LinkLocal) || slices.Contains(inst.Spec.Channels, imprint.Neutron) {
 		s.network = u.network(inst, s.facts)
 	}
 	return s
@@ -219,8 +221,12 @@ func (u *unit) open(ways map[imprint.ChannelKind]string) {
 		if u.ways[kind] != nil {
 			continue
 		}
-		if kind == imprint.LinkLocal {
+		switch kind {
+		case imprint.LinkLocal:
 			u.setWay(kind, u.link())
+			continue
+		case imprint.Neutron:
+			u.setWay(kind, u.proxy())
 			continue
 		}
 		ctx, cancel := context.WithCancel(u.ctx)

@@ -15,18 +15,41 @@ import (
 // something was first read; a phone-home or an enrolled key ends it sooner.
 const bootWindow = time.Hour
 
-// The methods in this file are what [metadata.Server] asks.
+// metadataGuest is an instance as a [metadata.Server] sees it over one of the
+// instance's channels, with that server.
+type metadataGuest struct {
+	unit     *unit
+	channel  imprint.Channel
+	server   *metadata.Server
+	accesses chan metadata.Access // on their way to the control plane
+}
+
+// maxAccesses is how many accesses may wait to be reported; what comes then is
+// only in the log.
+const maxAccesses = 64
+
+// newMetadataGuest returns the instance with a server that has what c says
+// besides.
+func newMetadataGuest(u *unit, kind imprint.ChannelKind, c metadata.Config) (*metadataGuest, error) {
+	channel, _ := imprint.ChannelOf(kind)
+	g := &metadataGuest{unit: u, channel: channel, accesses: make(chan metadata.Access, maxAccesses)}
+	c.Guest, c.Reporter, c.Inbox, c.Native, c.Logger, c.Now = g, g, g, g, u.log, u.host.c.Now
+	c.SourcePorts = channel.SourcePorts
+	var err error
+	g.server, err = metadata.New(c)
+	return g, err
+}
 
 // Snapshot implements [metadata.Guest].
-func (n *nic) Snapshot() *metadata.Snapshot {
-	snap, _ := n.unit.current()
+func (g *metadataGuest) Snapshot() *metadata.Snapshot {
+	snap, _ := g.unit.current()
 	if snap == nil {
 		return nil
 	}
 	return snap.network
 }
 
-// network renders what the guest may read over the link-local network.
+// network renders what the guest may read over HTTP.
 func (u *unit) network(inst *imprint.Instance, facts dialect.Facts) *metadata.Snapshot {
 	e := &inst.Enrolment
 	options := metadata.Options{TokensOnly: inst.Spec.IMDSv2Only, Boot: metadata.Boot{Home: !e.HomeAt.IsZero()}}
@@ -38,25 +61,25 @@ func (u *unit) network(inst *imprint.Instance, facts dialect.Facts) *metadata.Sn
 }
 
 // Report implements [metadata.Reporter].
-func (n *nic) Report(ctx context.Context, a metadata.Access) {
+func (g *metadataGuest) Report(ctx context.Context, a metadata.Access) {
 	select {
-	case n.accesses <- a:
+	case g.accesses <- a:
 	default:
-		n.unit.log.WarnContext(ctx, "not on the timeline: the control plane is too slow", "what", a.Name, "from", from(a.Origin), "refused", a.Refused)
+		g.unit.log.WarnContext(ctx, "not on the timeline: the control plane is too slow", "what", a.Name, "from", g.from(a.Origin), "refused", a.Refused)
 	}
 }
 
 // report passes accesses on until ctx ends.
-func (n *nic) report(ctx context.Context) {
+func (g *metadataGuest) report(ctx context.Context) {
 	for {
 		select {
-		case a := <-n.accesses:
+		case a := <-g.accesses:
 			kind, name := imprint.ReportServed, a.Name
 			if a.Refused != "" {
 				kind, name = imprint.ReportRefused, a.Name+": "+a.Refused
 			}
-			if err := n.tell(ctx, kind, name, a.Origin, nil); err != nil && ctx.Err() == nil {
-				n.unit.log.WarnContext(ctx, "not on the timeline", "what", a.Name, "from", from(a.Origin), "refused", a.Refused, "error", err)
+			if err := g.tell(ctx, kind, name, a.Origin, nil); err != nil && ctx.Err() == nil {
+				g.unit.log.WarnContext(ctx, "not on the timeline", "what", a.Name, "from", g.from(a.Origin), "refused", a.Refused, "error", err)
 			}
 		case <-ctx.Done():
 			return
@@ -65,52 +88,57 @@ func (n *nic) report(ctx context.Context) {
 }
 
 // from says who asked, for people.
-func from(o metadata.Origin) string {
-	if o.Root() {
+func (g *metadataGuest) from(o metadata.Origin) string {
+	switch {
+	case !g.channel.SourcePorts:
+		return "any process, or whoever forges its address"
+	case o.Root():
 		return fmt.Sprintf("root, source port %d", o.Port)
 	}
 	return fmt.Sprintf("any process, source port %d", o.Port)
 }
 
 // tell reports for the generation that is served now.
-func (n *nic) tell(ctx context.Context, kind imprint.ReportKind, name string, o metadata.Origin, data []byte) error {
-	snap, _ := n.unit.current()
-	return n.unit.host.c.Control.Report(ctx, imprint.Report{
-		Instance: n.unit.id, Generation: snap.inst.Generation, Channel: imprint.LinkLocal, Kind: kind,
-		Name: name, Data: data, From: from(o), Witness: n.unit.host.c.Name,
+func (g *metadataGuest) tell(ctx context.Context, kind imprint.ReportKind, name string, o metadata.Origin, data []byte) error {
+	snap, _ := g.unit.current()
+	return g.unit.host.c.Control.Report(ctx, imprint.Report{
+		Instance: g.unit.id, Generation: snap.inst.Generation, Channel: g.channel.Kind, Kind: kind,
+		Name: name, Data: data, From: g.from(o), Witness: g.unit.host.c.Name,
 	})
 }
 
 // PostPassword implements [metadata.Inbox].
-func (n *nic) PostPassword(ctx context.Context, o metadata.Origin, text []byte) error {
-	if err := n.tell(ctx, imprint.ReportPassword, "", o, text); err != nil {
+func (g *metadataGuest) PostPassword(ctx context.Context, o metadata.Origin, text []byte) error {
+	if err := g.tell(ctx, imprint.ReportPassword, "", o, text); err != nil {
 		return err
 	}
-	n.unit.shown(ctx, func(e *imprint.Enrolment) bool { return e.Password != nil })
+	g.unit.shown(ctx, func(e *imprint.Enrolment) bool { return e.Password != nil })
 	return nil
 }
 
 // PhoneHome implements [metadata.Inbox]. What is in the form is not kept: nothing
 // in it is proven.
-func (n *nic) PhoneHome(ctx context.Context, o metadata.Origin, _ url.Values) error {
-	if err := n.tell(ctx, imprint.ReportHome, "", o, nil); err != nil {
+func (g *metadataGuest) PhoneHome(ctx context.Context, o metadata.Origin, _ url.Values) error {
+	if err := g.tell(ctx, imprint.ReportHome, "", o, nil); err != nil {
 		return err
 	}
-	n.unit.shown(ctx, func(e *imprint.Enrolment) bool { return !e.HomeAt.IsZero() })
+	g.unit.shown(ctx, func(e *imprint.Enrolment) bool { return !e.HomeAt.IsZero() })
 	return nil
 }
 
 // request returns a session for one request, whose reply only o's readers see.
-func (n *nic) request(o metadata.Origin) (*session, *snapshot, error) {
-	channel, _ := imprint.ChannelOf(imprint.LinkLocal)
-	s := &session{unit: n.unit, channel: channel.From(o.Readers), log: n.unit.log.With("channel", imprint.LinkLocal)}
+func (g *metadataGuest) request(o metadata.Origin) (*session, *snapshot, error) {
+	s := &session{unit: g.unit, channel: g.channel, log: g.unit.log.With("channel", g.channel.Kind)}
+	if s.channel.SourcePorts {
+		s.channel = s.channel.From(o.Readers)
+	}
 	snap, err := s.now()
 	return s, snap, err
 }
 
 // Get implements [metadata.Native].
-func (n *nic) Get(ctx context.Context, o metadata.Origin, key string) ([]byte, error) {
-	s, snap, err := n.request(o)
+func (g *metadataGuest) Get(ctx context.Context, o metadata.Origin, key string) ([]byte, error) {
+	s, snap, err := g.request(o)
 	if err != nil {
 		return nil, err
 	}
@@ -120,8 +148,8 @@ func (n *nic) Get(ctx context.Context, o metadata.Origin, key string) ([]byte, e
 }
 
 // Put implements [metadata.Native].
-func (n *nic) Put(ctx context.Context, o metadata.Origin, key string, value []byte) error {
-	s, snap, err := n.request(o)
+func (g *metadataGuest) Put(ctx context.Context, o metadata.Origin, key string, value []byte) error {
+	s, snap, err := g.request(o)
 	if err != nil {
 		return err
 	}
@@ -131,8 +159,8 @@ func (n *nic) Put(ctx context.Context, o metadata.Origin, key string, value []by
 }
 
 // Delete implements [metadata.Native].
-func (n *nic) Delete(ctx context.Context, o metadata.Origin, key string) error {
-	s, snap, err := n.request(o)
+func (g *metadataGuest) Delete(ctx context.Context, o metadata.Origin, key string) error {
+	s, snap, err := g.request(o)
 	if err != nil {
 		return err
 	}
