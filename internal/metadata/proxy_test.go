@@ -168,6 +168,25 @@ func TestPasswordThatTheAgentLost(t *testing.T) {
 	}
 }
 
+// The agent drops a form's type and cuts its end off: that a guest phoned home is
+// clear all the same, and ends its user data.
+func TestPhoneHomeThroughTheAgent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, instance(), proxied)
+	id := string(w.inst.ID)
+	p := newProxy(t, nova{t, w.server, id, nil})
+	const userData = "/openstack/latest/user_data"
+	if reply := agent(p, "GET", userData, "", id, "project", sign(sharedSecret, id)); reply.Code != 200 {
+		t.Fatalf("user data: %d", reply.Code)
+	}
+	if reply := agent(p, "POST", phoneHome, "hostname=web-1&pub_key_rsa=ssh-rsa%2", id, "project", sign(sharedSecret, id)); reply.Code != 200 {
+		t.Errorf("phone home: %d %q", reply.Code, reply.Body)
+	}
+	if reply := agent(p, "GET", userData, "", id, "project", sign(sharedSecret, id)); reply.Code != 404 {
+		t.Errorf("user data afterwards: %d", reply.Code)
+	}
+}
+
 func TestProxyThatCannotFindOut(t *testing.T) {
 	t.Parallel()
 	const id = "id"

@@ -119,6 +119,9 @@ var empty = newPage(nil, plain)
 // needsRoot is why most refusals happen.
 const needsRoot = "it needs a source port below 1024"
 
+// noRoot is why they happen behind a proxy.
+const noRoot = "nobody behind Neutron is known to be root"
+
 // ServeHTTP implements [http.Handler].
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := call{s: s, w: w, r: r, from: s.origin(r), now: s.c.Now(), name: clean(r.URL.Path)}
@@ -277,6 +280,9 @@ func (c *call) refuse(status int, why string) {
 
 // report reports a refusal, unless there were too many.
 func (c *call) report(why string) {
+	if c.s.c.Proxied && why == needsRoot {
+		why = noRoot
+	}
 	if c.ration(&c.s.refused) {
 		c.note(why)
 	}
