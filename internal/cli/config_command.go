@@ -51,6 +51,7 @@ func (p *program) configCommand() *cobra.Command {
 						row(w, "dial "+d.Channel, d.Socket+" for "+cmp.Or(d.Instance, "every instance"))
 					}
 					row(w, "check-in", orNone(s.CheckIn.Listen))
+					row(w, "neutron", orNone(s.Neutron.Listen))
 					row(w, "operator", orNone(s.Operator))
 					if len(s.Store.Endpoints) == 0 {
 						row(w, "store", "embedded")

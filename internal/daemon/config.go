@@ -54,6 +54,7 @@ type Config struct {
 
 	CheckIn  CheckInConfig  `yaml:"checkIn"`
 	Hosts    HostsConfig    `yaml:"hosts"`
+	Neutron  NeutronConfig  `yaml:"neutron"`
 	API      APIConfig      `yaml:"api"`
 	Operator string         `yaml:"operator"`
 	Store    StoreConfig    `yaml:"store"`
@@ -270,6 +271,9 @@ func (c Config) Check() (*Settings, error) {
 	if (c.Store.Cert == "") != (c.Store.Key == "") {
 		return nil, imprint.Errorf(imprint.Invalid, "check", "store", "cert and key come together")
 	}
+	if err := c.Neutron.check(); err != nil {
+		return nil, err
+	}
 	if err := s.checkTenants(); err != nil {
 		return nil, err
 	}
@@ -424,6 +428,14 @@ hosts:                                # other hypervisors, on which "imprint hos
   domains: []                         # the suffixes of their names; empty: there are none
   checkIn: ""                         # the name under which they reach it; "" is imprint-hosts.DOMAIN
   # urls: []                          # what join files name; default https://CHECKIN:PORT
+
+neutron:                              # Neutron's metadata agents, which ask imprint in the place of Nova
+  listen: ""                          # ":8775", say; "" switches it off
+  # secretFile: neutron.secret        # holds the agents' metadata_proxy_shared_secret; mode 0600
+  # cert: neutron.pem
+  # key: neutron.key
+  # clientCA: agents.pem              # signed the agents' nova_client_cert
+  # privateNetwork: false             # true goes without TLS, where nobody but the agents reaches it
 
 api:                                  # the control API over TCP; off by default
   listen: ""

@@ -37,7 +37,7 @@ func TestTheExampleIsTheDefault(t *testing.T) {
 		t.Errorf("the example is %+v;\nthe default is %+v", got, want)
 	}
 
-	values := regexp.MustCompile(`(?m)^( *)# (operator|trustDomain|signer|group|guestOwner|perAddress|total|checkIn):`)
+	values := regexp.MustCompile(`(?m)^( *)# (operator|trustDomain|signer|group|guestOwner|perAddress|total|checkIn|privateNetwork):`)
 	limits := est.DefaultLimits()
 	want.CheckIn.PerAddress, want.CheckIn.Total = limits.Rate, limits.TotalRate
 	want.Tenancy[0].CheckIn = "imprint.internal"

@@ -5,6 +5,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 	"imprint/internal/host"
 	"imprint/internal/hostapi"
 	"imprint/internal/manifest"
+	"imprint/internal/metadata"
 	"imprint/internal/seal"
 	"imprint/internal/server"
 	"imprint/internal/signer"
@@ -66,7 +68,9 @@ type Daemon struct {
 	values      *values
 	host        *host.Host
 	hosts       *hosts
-	checkIn     *est.Server // nil if switched off
+	checkIn     *est.Server     // nil if switched off
+	neutron     *metadata.Proxy // nil if switched off
+	neutronTLS  *tls.Config     // nil if its network is private
 	server      *server.Server
 	heapFloor   []byte // is only kept
 }
@@ -113,6 +117,9 @@ func Open(ctx context.Context, s *Settings, o Options) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.openHosts()
+	if err := d.openNeutron(); err != nil {
+		return nil, err
+	}
 	if err := d.openCheckIn(ctx); err != nil {
 		return nil, err
 	}
@@ -169,7 +176,7 @@ func (d *Daemon) openHost() error {
 		Name: name, RunDir: d.settings.Run, Owner: owner, Dial: d.settings.dialled,
 		Instances: placements{d.store, name},
 		Control:   d.measuredEngine(), Params: d.values, Secrets: d.values.secrets,
-		Links: links(d.Logger),
+		Links: links(d.Logger), Neutron: d.settings.Neutron.Listen != "",
 		Facts: d.facts().of, Logger: d.Logger, Now: d.Now,
 	})
 	return err
@@ -288,6 +295,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 		group.Go(func() error { return d.checkIn.Serve(ctx, listeners.checkIn) })
 		group.Go(func() error { return d.renewEndpoints(ctx) })
 	}
+	if listeners.neutron != nil {
+		group.Go(func() error { return d.neutron.Serve(ctx, listeners.neutron) })
+	}
 	if d.hosts.api != nil {
 		defer context.AfterFunc(ctx, d.hosts.api.Close)()
 	}
@@ -303,7 +313,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 				WithHint("see to its disk and start the server again; nothing that was acknowledged is lost")
 		}
 	})
-	d.Logger.InfoContext(ctx, "serving", "socket", d.settings.Socket, "checkIn", d.settings.CheckIn.Listen, "data", d.settings.Data)
+	d.Logger.InfoContext(ctx, "serving", "socket", d.settings.Socket, "checkIn", d.settings.CheckIn.Listen, "neutron", d.settings.Neutron.Listen, "data", d.settings.Data)
 	daemon.SdNotify(false, daemon.SdNotifyReady)
 	if d.Serving != nil {
 		d.Serving()

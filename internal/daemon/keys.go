@@ -135,17 +135,27 @@ func ownerOf(name string) (*host.Owner, error) {
 
 // apiTLS reads the certificates of the control API over TCP.
 func apiTLS(c APIConfig) (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+	cert, clients, err := readTLS("api", c.Cert, c.Key, c.ClientCA)
 	if err != nil {
-		return nil, imprint.Errorf(imprint.Invalid, "read", "api.cert and api.key", "%w", err)
+		return nil, err
 	}
-	pem, err := os.ReadFile(c.ClientCA)
+	return server.TLSConfig(cert, clients), nil
+}
+
+// readTLS reads an endpoint's certificate and those whose clients it admits, which
+// section of the configuration names.
+func readTLS(section, certFile, keyFile, clientCA string) (cert tls.Certificate, clients *x509.CertPool, err error) {
+	cert, err = tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
-		return nil, imprint.Errorf(imprint.Invalid, "read", "api.clientCA", "%w", err)
+		return cert, nil, imprint.Errorf(imprint.Invalid, "read", section+".cert and "+section+".key", "%w", err)
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, imprint.Errorf(imprint.Invalid, "read", "api.clientCA", "%s holds no certificate in PEM", c.ClientCA)
+	pem, err := os.ReadFile(clientCA)
+	if err != nil {
+		return cert, nil, imprint.Errorf(imprint.Invalid, "read", section+".clientCA", "%w", err)
 	}
-	return server.TLSConfig(cert, pool), nil
+	clients = x509.NewCertPool()
+	if !clients.AppendCertsFromPEM(pem) {
+		return cert, nil, imprint.Errorf(imprint.Invalid, "read", section+".clientCA", "%s holds no certificate in PEM", clientCA)
+	}
+	return cert, clients, nil
 }

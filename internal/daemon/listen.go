@@ -10,12 +10,13 @@ import (
 type listeners struct {
 	control server.Listeners
 	checkIn net.Listener
+	neutron net.Listener
 }
 
 func (d *Daemon) listen() (l listeners, err error) {
 	defer func() {
 		if err != nil {
-			for _, open := range []net.Listener{l.control.Unix, l.control.TLS, l.control.Operator, l.checkIn} {
+			for _, open := range []net.Listener{l.control.Unix, l.control.TLS, l.control.Operator, l.checkIn, l.neutron} {
 				if open != nil {
 					open.Close()
 				}
@@ -40,7 +41,12 @@ func (d *Daemon) listen() (l listeners, err error) {
 		}
 	}
 	if d.checkIn != nil {
-		l.checkIn, err = server.ListenTCP(s.CheckIn.Listen)
+		if l.checkIn, err = server.ListenTCP(s.CheckIn.Listen); err != nil {
+			return l, err
+		}
+	}
+	if d.neutron != nil {
+		l.neutron, err = d.listenNeutron()
 	}
 	return l, err
 }

@@ -102,9 +102,8 @@ func readSignerKey(file string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, imprint.Errorf(imprint.Unavailable, "read", file, "%w", err)
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, imprint.Errorf(imprint.Denied, "read", file, "mode %04o lets others read the key", info.Mode().Perm()).
-			WithHint("run: chmod 600 %s", file)
+	if err := checkKeyMode(file, info); err != nil {
+		return nil, err
 	}
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -119,6 +118,15 @@ func readSignerKey(file string) (crypto.Signer, error) {
 		return nil, imprint.Errorf(imprint.Invalid, "read", file, "%w", err)
 	}
 	return key, nil
+}
+
+// checkKeyMode refuses a key file that others than its owner can use.
+func checkKeyMode(file string, info fs.FileInfo) error {
+	if info.Mode().Perm()&0o077 != 0 {
+		return imprint.Errorf(imprint.Denied, "read", file, "mode %04o lets others read the key", info.Mode().Perm()).
+			WithHint("run: chmod 600 %s", file)
+	}
+	return nil
 }
 
 // makeSignerKey writes a fresh key durably before it is used.
