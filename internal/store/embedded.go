@@ -61,9 +61,6 @@ const (
 	futurePatience = time.Second
 	futureStep     = 50 * time.Microsecond
 
-	// backendInterval is how often what was applied goes into the database file.
-	backendInterval = time.Second
-
 	tickMillis = 20
 	logEntries = 2000 // that etcd keeps in its log beside its database
 
@@ -165,9 +162,6 @@ func (e *embedded) start(ctx context.Context) error {
 	// would have to read.
 	cfg.TickMs, cfg.ElectionMs = tickMillis, 10*tickMillis
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = logEntries, logEntries/20
-	// What is durable is in etcd's log. Its database follows, and while that is
-	// written nothing is applied.
-	cfg.BackendBatchInterval = backendInterval
 	socket := url.URL{Scheme: "unix", Path: e.dir.short(socketFile)}
 	cfg.ListenClientUrls = []url.URL{socket}
 	cfg.AdvertiseClientUrls = []url.URL{{Scheme: "unix", Path: "/" + socketFile}}
