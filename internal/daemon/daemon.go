@@ -289,14 +289,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return d.host.Run(ctx) })
+	group.Go(func() error { return d.serveGuests(ctx, listeners.neutron) })
 	group.Go(func() error { return d.server.Serve(ctx, listeners.control) })
 	if listeners.checkIn != nil {
 		group.Go(func() error { return d.checkIn.Serve(ctx, listeners.checkIn) })
 		group.Go(func() error { return d.renewEndpoints(ctx) })
-	}
-	if listeners.neutron != nil {
-		group.Go(func() error { return d.neutron.Serve(ctx, listeners.neutron) })
 	}
 	if d.hosts.api != nil {
 		defer context.AfterFunc(ctx, d.hosts.api.Close)()

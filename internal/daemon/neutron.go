@@ -2,10 +2,13 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"io"
 	"net"
 	"os"
+
+	"golang.org/x/sync/errgroup"
 
 	"imprint"
 	"imprint/internal/metadata"
@@ -111,4 +114,21 @@ func (d *Daemon) listenNeutron() (net.Listener, error) {
 		return l, err
 	}
 	return tls.NewListener(l, d.neutronTLS), nil
+}
+
+// serveGuests runs the host role and, if agents is not nil, the endpoint for
+// Neutron's agents. That ends first: a guest whose host has gone would be told
+// that it does not exist.
+func (d *Daemon) serveGuests(ctx context.Context, agents net.Listener) error {
+	if agents == nil {
+		return d.host.Run(ctx)
+	}
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return d.host.Run(serving) })
+	group.Go(func() error {
+		defer stop()
+		return d.neutron.Serve(ctx, agents)
+	})
+	return group.Wait()
 }

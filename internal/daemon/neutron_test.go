@@ -120,6 +120,21 @@ func (a *agent) ask(t *testing.T, secret string, id imprint.InstanceID, project,
 	return resp.StatusCode, string(b), err
 }
 
+// find waits until the guest is served: the host hears of it a moment after the
+// reservation.
+func (a *agent) find(t *testing.T, id imprint.InstanceID, project string) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		status, reply, err := a.ask(t, sharedSecret, id, project, "GET", "/openstack", "")
+		if err == nil && status == 200 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("status %d, %q, %v", status, reply, err)
+		}
+	}
+}
+
 // TestNeutron runs a server that Neutron's metadata agents ask: each guest reads
 // its own, nothing that is private, and what it says is on the timeline.
 func TestNeutron(t *testing.T) {
@@ -140,15 +155,8 @@ func TestNeutron(t *testing.T) {
 	two := server.create(t, spec("web-2", imprint.Neutron, imprint.Serial2), private()).ID
 	other := server.create(t, spec("db-1", imprint.Serial2), private()).ID
 	const project, metaData, password = "default", "/openstack/latest/meta_data.json", "/openstack/latest/password"
-	for _, id := range []imprint.InstanceID{one, two} { // the host hears of it a moment after the reservation
-		for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-			if status, _, err := with.ask(t, sharedSecret, id, project, "GET", "/openstack", ""); err == nil && status == 200 {
-				break
-			} else if time.Now().After(end) {
-				t.Fatalf("status %d, %v", status, err)
-			}
-		}
-	}
+	with.find(t, one, project)
+	with.find(t, two, project)
 	want := func(secret string, id imprint.InstanceID, project, method, path, body string, status int, text string) {
 		t.Helper()
 		got, reply, err := with.ask(t, secret, id, project, method, path, body)
@@ -225,6 +233,22 @@ func TestNeutron(t *testing.T) {
 	server.stop()
 	if status, _, err := with.ask(t, sharedSecret, one, project, "GET", metaData, ""); err == nil {
 		t.Errorf("after the end: %d", status)
+	}
+}
+
+// On a private network the agents need no TLS, and the signature all the same.
+func TestNeutronOnAPrivateNetwork(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.withNeutron(t)
+	n := &s.config.Neutron
+	n.Cert, n.Key, n.ClientCA, n.PrivateNetwork = "", "", "", true
+	server := s.serve(t)
+	id := server.create(t, imprint.Spec{Name: "web-1", Channels: []imprint.ChannelKind{imprint.Neutron}}, nil).ID
+	a := &agent{"http://" + n.Listen, &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}}
+	a.find(t, id, "default")
+	if status, reply, err := a.ask(t, "another secret, as long as it is", id, "default", "GET", "/openstack", ""); err != nil || status != 403 {
+		t.Errorf("status %d, %q, %v", status, reply, err)
 	}
 }
 
