@@ -65,8 +65,8 @@ func BenchmarkSerialEnrolment(b *testing.B) {
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
 }
 
-// startDaemon runs a server in dir until the benchmark ends.
-func startDaemon(b *testing.B, dir string) *api.Client {
+// startDaemon runs a server in dir until the test ends.
+func startDaemon(b testing.TB, dir string) *api.Client {
 	b.Helper()
 	config := daemon.DefaultConfig()
 	config.Name, config.Data, config.Run, config.Operator = "bench", filepath.Join(dir, "data"), filepath.Join(dir, "run"), ""
