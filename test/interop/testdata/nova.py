@@ -3,12 +3,20 @@
 Reads {"instance": …, "requests": [{"method", "path", "body"}, …]} and writes the
 replies as JSON. The instance is in memory; what Nova would look up elsewhere is
 given or empty, and everything else is Nova's.
+
+With {"instance": …, "listen": [address, port], "workers": …} it serves the instance
+until it is told to end, as nova-api-metadata does: in Nova's WSGI server under
+eventlet, with its cache.
 """
 import base64
 import contextlib
 import json
 import sys
 from unittest import mock
+
+asked = json.load(sys.stdin)
+if "listen" in asked:
+    import nova.cmd  # noqa: F401, patches what eventlet needs before the others are there
 
 from oslo_log import log
 from oslo_config import cfg
@@ -25,12 +33,12 @@ from nova.api.metadata import base, handler, password  # noqa: E402
 from nova.network import model  # noqa: E402
 from nova.network import security_group_api  # noqa: E402
 
-asked = json.load(sys.stdin)
 want = asked["instance"]
 objects.register_all()
 ctxt = context.RequestContext("user", want["project"])
 CONF.set_override("dhcp_domain", want["domain"], group="api")
-CONF.set_override("metadata_cache_expiration", 0, group="api")
+if "listen" not in asked:
+    CONF.set_override("metadata_cache_expiration", 0, group="api")
 CONF.set_override("vendordata_providers", ["StaticJSON"], group="api")
 if want["vendorData"]:
     with open(sys.argv[1] + "/vendor.json", "w") as f:
@@ -83,10 +91,16 @@ with (
     mock.patch.object(objects.Instance, "get_by_uuid", return_value=instance),
     mock.patch.object(objects.InstanceMapping, "get_by_instance_uuid"),
     mock.patch.object(context, "target_cell", target_cell),
-    mock.patch.object(handler.MetadataRequestHandler, "get_metadata_by_remote_address",
-                      lambda self, address: base.InstanceMetadata(instance, address)),
+    mock.patch.object(base, "get_metadata_by_address", lambda address: base.InstanceMetadata(instance, address)),
 ):
     app = handler.MetadataRequestHandler()
+    if "listen" in asked:
+        from nova import wsgi
+        from oslo_service import service
+
+        server = wsgi.Server("metadata", app, *asked["listen"])
+        service.launch(CONF, server, workers=asked["workers"], restart_method="mutate").wait()
+        sys.exit()
     replies = []
     for r in asked["requests"]:
         request = webob.Request.blank(r["path"], method=r["method"], body=r["body"].encode())
