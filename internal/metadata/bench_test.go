@@ -1,7 +1,6 @@
 package metadata_test
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"runtime"
 	"sync"
 	"testing"
-	"time"
 
 	"imprint/internal/dialect"
 	"imprint/internal/metadata"
@@ -61,123 +59,6 @@ type discard struct{ header http.Header }
 func (d *discard) Header() http.Header         { return d.header }
 func (d *discard) Write(b []byte) (int, error) { return len(b), nil }
 func (d *discard) WriteHeader(int)             {}
-
-// The load of BenchmarkGet: so many kept connections, and requests of each in
-// one turn.
-const (
-	clients = 32
-	turn    = 64
-)
-
-// BenchmarkGet is a small GET over loopback. The two servers take turns of a few
-// milliseconds, so that whatever else the machine does meets both, and clients do
-// next to nothing themselves. share is how many requests imprint answers for each
-// that the bare handler does.
-func BenchmarkGet(b *testing.B) {
-	w := newWorld(b, instance(), nil)
-	for _, path := range []string{"/latest/meta-data/instance-id", "/openstack/2018-08-27/meta_data.json"} {
-		reply := httptest.NewRecorder()
-		w.server.ServeHTTP(reply, request(processPort, "GET", path, ""))
-		b.Run(fmt.Sprintf("%dB", reply.Body.Len()), func(b *testing.B) {
-			imprint := newLoad(b, w.server.Serve, path)
-			bare := newLoad(b, func(ctx context.Context, ln net.Listener) error {
-				srv := &http.Server{Handler: bare(reply.Body.Bytes())}
-				defer context.AfterFunc(ctx, func() { srv.Close() })()
-				return srv.Serve(ln)
-			}, path)
-			for b.Loop() {
-				bare.turn(b)
-				imprint.turn(b)
-			}
-			b.ReportMetric(0, "ns/op")
-			b.ReportMetric(bare.perRequest(), "bare-ns/request")
-			b.ReportMetric(imprint.perRequest(), "imprint-ns/request")
-			b.ReportMetric(bare.perRequest()/imprint.perRequest(), "share")
-		})
-	}
-}
-
-// load is one server and its clients.
-type load struct {
-	line  []byte
-	conns []net.Conn
-	ins   []*bufio.Reader
-	spent time.Duration
-	done  int
-}
-
-func newLoad(b *testing.B, serve func(context.Context, net.Listener) error, path string) *load {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- serve(ctx, ln) }()
-	l := &load{line: []byte("GET " + path + " HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: Cloud-Init/26.2\r\nAccept: */*\r\n\r\n")}
-	b.Cleanup(func() {
-		for _, conn := range l.conns {
-			conn.Close()
-		}
-		cancel()
-		<-served
-	})
-	for range clients {
-		conn, err := net.Dial("tcp", ln.Addr().String())
-		if err != nil {
-			b.Fatal(err)
-		}
-		l.conns, l.ins = append(l.conns, conn), append(l.ins, bufio.NewReader(conn))
-	}
-	return l
-}
-
-// turn lets every client send its requests.
-func (l *load) turn(b *testing.B) {
-	start := time.Now()
-	var all sync.WaitGroup
-	for i := range l.conns {
-		all.Go(func() {
-			for range turn {
-				if _, err := l.conns[i].Write(l.line); err != nil {
-					b.Error(err)
-					return
-				}
-				if err := discardReply(l.ins[i]); err != nil {
-					b.Error(err)
-					return
-				}
-			}
-		})
-	}
-	all.Wait()
-	l.spent += time.Since(start)
-	l.done += clients * turn
-}
-
-func (l *load) perRequest() float64 { return float64(l.spent) / float64(l.done) }
-
-// discardReply reads a reply with a Content-Length without allocating.
-func discardReply(in *bufio.Reader) error {
-	length := 0
-	for {
-		line, err := in.ReadSlice('\n')
-		if err != nil {
-			return err
-		}
-		const field = "Content-Length: "
-		if len(line) > len(field) && string(line[:len(field)]) == field {
-			length = 0
-			for _, c := range line[len(field) : len(line)-2] {
-				length = length*10 + int(c-'0')
-			}
-		}
-		if len(line) == 2 {
-			_, err = in.Discard(length)
-			return err
-		}
-	}
-}
 
 // BenchmarkIdle reports what an idle guest takes whose server has answered a
 // request: its snapshot, server, listener and goroutine. data-B is what of it are
