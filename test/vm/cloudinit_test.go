@@ -3,7 +3,6 @@
 package vm_test
 
 import (
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -49,12 +48,7 @@ func TestStockCloudInit(t *testing.T) {
 		t.Fatal(err)
 	}
 	disk := debianImage(t, kernel)
-	initrd, err := guest.Build(t.Context(), guest.Config{
-		Cache: cache, Out: filepath.Join(t.TempDir(), "initrd.cpio"), Script: script(t, "switch-root.sh"),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	initrd := switchRoot(t)
 	s := newServer(t)
 	private := canary("private")
 	id := s.create(stockManifest, "DB_PASSWORD="+private)
@@ -62,7 +56,7 @@ func TestStockCloudInit(t *testing.T) {
 
 	v := boot(t, qemu.Machine{
 		Type: qemu.PC, CPUs: 2, MemoryMiB: 1024, Kernel: initrd.Kernel, Initrd: initrd.Initrd,
-		Append:   guest.Append + " rdinit=/script systemd.show_status=1 TERM=dumb audit=0 apparmor=0",
+		Append:   guest.Append + " systemd.show_status=1 " + guest.AppendDisk,
 		Instance: id, Product: "SmartDC HVM", // by which cloud-init knows that the port speaks
 		Disks:    []qemu.Disk{{Path: disk}},
 		NICs:     []qemu.NIC{{MAC: "52:54:00:12:34:56"}},
