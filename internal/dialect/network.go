@@ -68,8 +68,13 @@ func networkOf(inst *imprint.Instance) *imprint.Network {
 		}
 	}
 	all := maps.Clone(n.Ethernets)
-	all[ownInterface] = imprint.Ethernet{MAC: inst.NIC.MAC, DHCP4: true}
+	maps.Copy(all, ownEthernet(inst.NIC))
 	return &imprint.Network{Ethernets: all}
+}
+
+// ownEthernet is the interface to the host as it has to be configured.
+func ownEthernet(nic *imprint.NIC) map[string]imprint.Ethernet {
+	return map[string]imprint.Ethernet{ownInterface: {MAC: nic.MAC, DHCP4: true}}
 }
 
 // firstIPv4 is the first IPv4 address that the machine is known to have, or "".

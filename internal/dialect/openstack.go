@@ -53,7 +53,12 @@ func OpenStack(inst *imprint.Instance, facts Facts, seed []byte) *imprint.View {
 	spec := &inst.Spec
 	v := values{NetworkReaders, map[string]imprint.Value{}}
 	user := userData(spec)
-	network := public(compact(openStackNetwork(networkOf(inst))))
+	declared := networkOf(inst)
+	if inst.NIC != nil && (declared == nil || len(declared.Ethernets) == 0) {
+		// From an empty one cloud-init concludes that nothing is to be configured.
+		declared = &imprint.Network{Ethernets: ownEthernet(inst.NIC)}
+	}
+	network := public(compact(openStackNetwork(declared)))
 	static := jsonVendorData(spec.VendorData)
 	vendor, vendor2 := public(static), public(compact(map[string]json.RawMessage{"static": json.RawMessage(static)}))
 	meta := openStackMeta(inst, facts)
