@@ -1,4 +1,5 @@
 # make demo    the birth of two machines, to watch (KEEP=1 leaves the server running)
+# make demo-cloud-init  unmodified cloud-init over the network interface, as root
 # make test    go vet and all tests, with one table at the end
 # make bench   the benchmarks, each beside its peer
 # make build   bin/imprint and bin/imprint-agent
@@ -21,6 +22,12 @@ demo: build
 	@test/setup demo
 	@$(GO) build -o bin/mkguest ./demo/mkguest
 	@demo/run
+
+demo-cloud-init: build
+	@test "$$(id -u)" = 0 || { echo "demo: network interfaces need root; run it with sudo" >&2; exit 1; }
+	@test/setup demo-cloud-init
+	@$(GO) build -o bin/mkguest ./demo/mkguest
+	@demo/cloud-init
 
 test: setup
 	$(GO) vet ./...
@@ -54,4 +61,4 @@ setup:
 clean:
 	rm -rf bin
 
-.PHONY: build demo test bench lint docs recording setup clean
+.PHONY: build demo demo-cloud-init test bench lint docs recording setup clean
