@@ -11,7 +11,7 @@ import (
 
 // MaxPassword is how many bytes an encrypted password may have: RSA-8192 in
 // base64, with line ends.
-const MaxPassword = 2 << 10
+const MaxPassword = 4 << 10
 
 // report decides about what came up a channel. Like [claim] it returns what to
 // write and why the report is refused, or nil.

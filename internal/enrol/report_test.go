@@ -225,7 +225,7 @@ func TestPassword(t *testing.T) {
 		return w.engine.Report(t.Context(), said(id, imprint.ReportPassword, "", data))
 	}
 	wantKind(t, post(""), imprint.Invalid)
-	wantKind(t, post(strings.Repeat("a", 2049)), imprint.Invalid)
+	wantKind(t, post(strings.Repeat("a", 4097)), imprint.Invalid)
 	for range 2 {
 		if err := post(rsa8192); err != nil {
 			t.Fatal(err)
