@@ -41,7 +41,7 @@ var imports = []struct {
 	{"internal/host", "imprint internal/dhcp internal/dialect internal/keybox internal/metadata internal/tap internal/triton", "golang.org/x/sync golang.org/x/sys"},
 	{"internal/metadata", "imprint internal/dialect", ""},
 	{"internal/hostapi", "imprint internal/dialect", ""},
-	{"internal/relay", "imprint internal/dialect internal/host internal/hostapi internal/seal internal/spool", ""},
+	{"internal/relay", "imprint internal/dialect internal/durable internal/host internal/hostapi internal/seal internal/spool", ""},
 	{"internal/est", "imprint", "golang.org/x/crypto golang.org/x/time"},
 	{"internal/tap", "imprint", "github.com/google/nftables github.com/vishvananda/netlink golang.org/x/sys"},
 	{"internal/dhcp", "imprint", "github.com/insomniacslk/dhcp golang.org/x/time"},

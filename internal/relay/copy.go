@@ -12,6 +12,7 @@ import (
 
 	"imprint"
 	"imprint/internal/dialect"
+	"imprint/internal/durable"
 	"imprint/internal/hostapi"
 	"imprint/internal/seal"
 )
@@ -43,6 +44,9 @@ const (
 func openCopy(dir string, keys *seal.File, logger *slog.Logger) (*copied, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, imprint.Errorf(imprint.Internal, "make", dir, "%w", err)
+	}
+	if err := durable.Clean(dir); err != nil {
+		return nil, imprint.Errorf(imprint.Internal, "open", dir, "%w", err)
 	}
 	return &copied{dir: dir, keys: keys, logger: logger, revisions: map[imprint.InstanceID]int64{}}, nil
 }
@@ -78,22 +82,10 @@ func (c *copied) load(name string) (imprint.Secret, bool) {
 
 // store seals a file in the place of an older one.
 func (c *copied) store(name string, content []byte) {
-	err := func() error {
-		blob, err := c.keys.Seal(imprint.NewSecret(content), "copy/"+name)
-		if err != nil {
-			return err
-		}
-		f, err := os.CreateTemp(c.dir, "new-") // mode 0600
-		if err != nil {
-			return err
-		}
-		defer os.Remove(f.Name())
-		_, err = f.Write(blob)
-		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-			return err
-		}
-		return os.Rename(f.Name(), filepath.Join(c.dir, name))
-	}()
+	blob, err := c.keys.Seal(imprint.NewSecret(content), "copy/"+name)
+	if err == nil {
+		err = durable.WriteFile(filepath.Join(c.dir, name), blob, 0o600)
+	}
 	if err != nil {
 		c.logger.Error("a restart without the control plane will not know this", "file", name, "error", err)
 	}
