@@ -140,7 +140,7 @@ func TestKilledAmongEnrolments(t *testing.T) {
 
 // logged returns for which keys each generation of each machine has certificates
 // on the logs of the servers, which verify. The certificates in held have to be
-// there; the signed part of a log is a tenth of a second behind.
+// there; the signed part of a log is a little behind.
 func logged(t *testing.T, held map[imprint.Serial]imprint.KeyID, servers ...*api.Client) map[string]map[imprint.KeyID]bool {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {

@@ -50,7 +50,7 @@ func TestIssuanceLogDiskFull(t *testing.T) {
 	logged(t, held, server.Client)
 	fillDisk(t, ballast)
 
-	// The journal has some room of its own; at one of these it is used up.
+	// What is queued has room elsewhere; at one of these the log finds that it cannot follow.
 	var refused *machine
 	var ref string
 	var err error
