@@ -6,48 +6,66 @@ import (
 	"imprint"
 )
 
-// Limits of [recent]: at most 32 MiB.
+// Limits of [recent] in bytes of encoded records; decoded they take about twice
+// as much.
 const (
-	recentRecords = 4096
-	recentSize    = 8 << 10 // bytes of one record, encoded
+	maxRecent       = 32 << 20 // of all of them
+	maxRecentRecord = 8 << 10  // of one
 )
 
 // recent remembers records that this process wrote or read last, because an
 // instance that enrols changes several times in a row. What it remembers may be
 // out of date: it saves Update a read, and the compare finds out.
 type recent struct {
-	mu      sync.Mutex
-	records map[imprint.InstanceID]*record // guarded by mu
+	mu sync.Mutex
+	// Records are remembered among the young. Once these take half of the room
+	// they become the old, and the old are forgotten. Guarded by mu.
+	young, old map[imprint.InstanceID]remembered
+	size       int // of the young, encoded; guarded by mu
 }
 
+type remembered struct {
+	*record
+	size int // encoded
+}
+
+// find returns a record that nobody may change, or nil.
 func (r *recent) find(id imprint.InstanceID) *record {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.records[id]
+	if found, ok := r.young[id]; ok {
+		return found.record
+	}
+	return r.old[id].record
 }
 
 // remember keeps rec, which nobody changes any more; size is its encoded length.
 func (r *recent) remember(id imprint.InstanceID, rec *record, size int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if size > recentSize {
-		delete(r.records, id)
+	r.drop(id)
+	if size > maxRecentRecord {
 		return
 	}
-	if r.records == nil {
-		r.records = make(map[imprint.InstanceID]*record)
+	if r.size+size > maxRecent/2 {
+		r.old, r.young, r.size = r.young, nil, 0
 	}
-	if _, known := r.records[id]; !known && len(r.records) >= recentRecords {
-		for any := range r.records {
-			delete(r.records, any)
-			break
-		}
+	if r.young == nil {
+		r.young = make(map[imprint.InstanceID]remembered)
 	}
-	r.records[id] = rec
+	r.young[id] = remembered{rec, size}
+	r.size += size
 }
 
 func (r *recent) forget(id imprint.InstanceID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.records, id)
+	r.drop(id)
+}
+
+// drop forgets a record; mu is held.
+func (r *recent) drop(id imprint.InstanceID) {
+	r.size -= r.young[id].size
+	delete(r.young, id)
+	delete(r.old, id)
 }
