@@ -37,13 +37,14 @@ type Keys struct {
 
 // Authority signs for one tenant. It is safe for concurrent use.
 type Authority struct {
-	material Material
-	root     *x509.Certificate
-	issuing  []*x509.Certificate // the one that signs first
-	issuers  *x509.CertPool      // the same
-	key      deterministic       // of issuing[0]
-	ssh      ssh.Signer
-	log      Appender
+	material  Material
+	root      *x509.Certificate
+	issuing   []*x509.Certificate // the one that signs first
+	issuers   *x509.CertPool      // the same
+	key       deterministic       // of issuing[0]
+	constants constants
+	ssh       ssh.Signer
+	log       Appender
 }
 
 // Open checks that material is whole and that keys belong to it, and returns
@@ -92,6 +93,9 @@ func Open(m Material, keys Keys, log Appender) (*Authority, error) {
 	pub, ok := a.issuing[0].PublicKey.(*ecdsa.PublicKey)
 	if !ok {
 		return bad("issuing certificate: key is a %T", a.issuing[0].PublicKey)
+	}
+	if a.constants, err = newConstants(a.issuing[0], m.CRL); err != nil {
+		return bad("issuing certificate: %w", err)
 	}
 	if err := probe(keys.Issuing, pub, "issuing key of tenant "+string(m.Tenant.Name)); err != nil {
 		return nil, err

@@ -25,11 +25,15 @@ import (
 
 // byX509 has crypto/x509 make the certificate of l.
 func byX509(t *rapid.T, a *Authority, l *leaf) []byte {
+	purposes := []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	if l.serverOnly {
+		purposes = purposes[:1]
+	}
 	template := &x509.Certificate{
 		SerialNumber: l.serial, Subject: pkix.Name{CommonName: l.commonName},
 		NotBefore: l.notBefore, NotAfter: l.notAfter, SubjectKeyId: l.keyID, DNSNames: l.dnsNames,
 		BasicConstraintsValid: true, MaxPathLen: -1, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}[:len(l.usages)],
+		ExtKeyUsage: purposes,
 	}
 	if _, ok := l.publicKey.(*rsa.PublicKey); ok {
 		template.KeyUsage |= x509.KeyUsageKeyEncipherment
@@ -122,7 +126,7 @@ func TestLeavesAreAsX509WritesThem(t *testing.T) {
 			t.Fatal(err)
 		}
 		if rapid.Bool().Draw(t, "endpoint") {
-			l.usages, l.uri, l.extension = l.usages[:1], "", pkix.Extension{}
+			l.serverOnly, l.uri, l.extension = true, "", pkix.Extension{}
 			l.dnsNames = append(l.dnsNames, "localhost")
 		}
 		der, err := a.sign(l)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
-	"encoding/asn1"
 	"net/netip"
 	"time"
 
@@ -47,7 +46,7 @@ func (a *Authority) IssueEndpoint(ctx context.Context, e Endpoint) ([]byte, erro
 	leaf := &leaf{
 		serial: serial, commonName: "imprint check-in", notBefore: notBefore, notAfter: notAfter,
 		publicKey: pub, spki: spki, keyID: skid,
-		usages: []asn1.ObjectIdentifier{oidServerAuth()},
+		serverOnly: true,
 	}
 	for _, name := range a.material.Endpoints {
 		if addr, err := netip.ParseAddr(name); err == nil {

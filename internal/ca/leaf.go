@@ -1,7 +1,6 @@
 package ca
 
 import (
-	"encoding/asn1"
 	"time"
 
 	"imprint"
@@ -55,7 +54,6 @@ func (a *Authority) machineLeaf(g *imprint.Grant) (*leaf, error) {
 	return &leaf{
 		serial: serial, commonName: commonName(g), notBefore: notBefore, notAfter: notAfter,
 		publicKey: pub, spki: g.PublicKey, keyID: skid,
-		usages:   []asn1.ObjectIdentifier{oidServerAuth(), oidClientAuth()},
 		dnsNames: g.DNSNames, ips: g.IPs, uri: URI(m.TrustDomain, g.Tenant, g.Instance, g.Generation),
 		extension: enrolment,
 	}, nil
