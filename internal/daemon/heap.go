@@ -13,8 +13,8 @@ import (
 // and no further, unlike with GOGC.
 const (
 	heapFloorShare = 32
-	minHeapFloor   = 32 << 20  // bytes
-	maxHeapFloor   = 256 << 20 // bytes
+	minHeapFloor   = 32 << 20 // bytes
+	maxHeapFloor   = 1 << 30  // bytes
 )
 
 // raiseHeapFloor returns memory that counts as part of the heap for as long as
