@@ -278,6 +278,19 @@ func testTimeline(t *testing.T, s *Store) {
 	if err != nil || len(events) != imprint.MaxEvents || events[0].Seq != 41 || events[len(events)-1].Seq != total {
 		t.Fatalf("%d events from %d, %v", len(events), events[0].Seq, err)
 	}
+	stored, err := s.kv.read(t.Context(), query{key: s.keys.timeline(i.ID), end: after(s.keys.timeline(i.ID))})
+	if n := len(stored.pairs); err != nil || n > imprint.MaxEvents/MaxChangeEvents+2 {
+		t.Errorf("the events of %d changes are stored, %v", n, err)
+	}
+	middle, err := s.Events(t.Context(), i.ID, 100)
+	if err != nil || len(middle) != total-100 || middle[0].Seq != 101 {
+		t.Errorf("those after the 100th: %d, %v", len(middle), err)
+	}
+	for n, e := range middle {
+		if e.Seq != uint64(101+n) {
+			t.Fatalf("event %d is number %d", 101+n, e.Seq)
+		}
+	}
 	rest, err := s.Events(t.Context(), i.ID, total-2)
 	if err != nil || len(rest) != 2 || rest[0].Seq != total-1 {
 		t.Errorf("the last two: %+v, %v", rest, err)

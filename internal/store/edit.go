@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"imprint"
@@ -230,8 +231,13 @@ func (e *edit) events(events []imprint.Event) error {
 	if len(events) > MaxChangeEvents {
 		return imprint.Errorf(imprint.Internal, e.op, e.rec.Ref(), "%d events in one change; the limit is %d", len(events), MaxChangeEvents)
 	}
+	if len(events) == 0 {
+		return nil
+	}
 	before := e.rec.Events
-	for _, ev := range events {
+	together := slices.Clone(events)
+	for i := range together {
+		ev := &together[i]
 		e.rec.Events++
 		ev.Instance = e.rec.ID
 		ev.Seq = e.rec.Events
@@ -241,19 +247,20 @@ func (e *edit) events(events []imprint.Event) error {
 		if ev.At.IsZero() {
 			ev.At = e.now
 		}
-		if err := e.putJSON(e.keys.event(ev.Instance, ev.Seq), &ev); err != nil {
-			return err
-		}
+	}
+	if err := e.putJSON(e.keys.events(e.rec.ID, e.rec.Events), together); err != nil {
+		return err
 	}
 	// What goes is named exactly: etcd would step over every key that it has
-	// deleted of a range from the first event on.
+	// deleted of a range from the first event on. A change whose last event
+	// stays keeps all of them.
 	oldest := max(before, imprint.MaxEvents) - imprint.MaxEvents + 1
 	newest := max(e.rec.Events, imprint.MaxEvents) - imprint.MaxEvents
 	switch {
 	case newest == oldest:
-		e.remove(e.keys.event(e.rec.ID, oldest), "")
+		e.remove(e.keys.events(e.rec.ID, oldest), "")
 	case newest > oldest:
-		e.remove(e.keys.event(e.rec.ID, oldest), e.keys.event(e.rec.ID, newest+1))
+		e.remove(e.keys.events(e.rec.ID, oldest), e.keys.events(e.rec.ID, newest+1))
 	}
 	return nil
 }

@@ -15,7 +15,7 @@ import (
 //
 //	format                        version of this layout, in decimal
 //	instance/<id>/record          the instance, JSON; its mod revision is what Update compares
-//	instance/<id>/event/<seq>     one event of its timeline, JSON; at most imprint.MaxEvents
+//	instance/<id>/event/<seq>     the events of one change, JSON; <seq> is the last one's number
 //	name/<tenant>/<name>          id of the instance that has this name
 //	host/<host>/<id>              empty; written again with each change of the record
 //	wake/<seconds>/<id>           empty; the instance wants to be looked at then
@@ -49,10 +49,10 @@ func (l layout) instance(id imprint.InstanceID) string {
 
 func (l layout) record(id imprint.InstanceID) string { return l.instance(id) + recordLeaf }
 
-func (l layout) events(id imprint.InstanceID) string { return l.instance(id) + eventLeaf }
+func (l layout) timeline(id imprint.InstanceID) string { return l.instance(id) + eventLeaf }
 
-func (l layout) event(id imprint.InstanceID, seq uint64) string {
-	return l.events(id) + hex16(seq)
+func (l layout) events(id imprint.InstanceID, last uint64) string {
+	return l.timeline(id) + hex16(last)
 }
 
 func (l layout) names() string { return string(l) + "name/" }

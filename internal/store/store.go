@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
 
@@ -213,15 +214,31 @@ func (s *Store) listed(ctx context.Context, entries []pair, revision int64) ([]*
 // Events returns the timeline of an instance after the event numbered after,
 // oldest first; at most [imprint.MaxEvents]. An unknown instance has none.
 func (s *Store) Events(ctx context.Context, id imprint.InstanceID, seen uint64) ([]imprint.Event, error) {
-	p, err := s.kv.read(ctx, query{key: s.keys.event(id, seen+1), end: after(s.keys.events(id))})
+	p, err := s.kv.read(ctx, query{key: s.keys.events(id, seen+1), end: after(s.keys.timeline(id))})
 	if err != nil {
 		return nil, during(err, "read", "timeline of "+string(id))
 	}
-	events := make([]imprint.Event, len(p.pairs))
+	var events []imprint.Event
 	for i := range p.pairs {
-		if err := json.Unmarshal(p.pairs[i].value, &events[i]); err != nil {
-			return nil, imprint.Errorf(imprint.Internal, "decode", p.pairs[i].key, "%w", err)
+		together, err := decodeEvents(&p.pairs[i])
+		if err != nil {
+			return nil, err
 		}
+		events = append(events, together...)
+	}
+	// The first change may have begun with older ones.
+	if n := len(events); n > 0 {
+		oldest := max(seen, events[n-1].Seq-min(events[n-1].Seq, imprint.MaxEvents)) + 1
+		events = events[slices.IndexFunc(events, func(e imprint.Event) bool { return e.Seq >= oldest }):]
+	}
+	return events, nil
+}
+
+// decodeEvents returns the events of one change.
+func decodeEvents(p *pair) ([]imprint.Event, error) {
+	var events []imprint.Event
+	if err := json.Unmarshal(p.value, &events); err != nil {
+		return nil, imprint.Errorf(imprint.Internal, "decode", p.key, "%w", err)
 	}
 	return events, nil
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"iter"
 	"math/rand/v2"
@@ -241,12 +240,10 @@ func (w *watcher) change(id imprint.InstanceID, changes []change) (n Notice, ten
 				return Notice{}, "", err
 			}
 			n.Instance, tenant = &r.Instance, r.Spec.Tenant
-		case !c.deleted: // an event
-			var ev imprint.Event
-			if err := json.Unmarshal(c.value, &ev); err != nil {
-				return Notice{}, "", imprint.Errorf(imprint.Internal, "decode", c.key, "%w", err)
+		case !c.deleted:
+			if n.Events, err = decodeEvents(&c.pair); err != nil {
+				return Notice{}, "", err
 			}
-			n.Events = append(n.Events, ev)
 		}
 	}
 	return n, tenant, nil
