@@ -160,7 +160,8 @@ func (e *etcd) commit(ctx context.Context, txns []*txn) ([]outcome, error) {
 	return outcomes, nil
 }
 
-// requestOf returns t as etcd takes it.
+// requestOf returns t as etcd takes it. The parts of an operation are allocated
+// together: an enrolment has a dozen operations of three parts.
 func requestOf(t *txn) *pb.TxnRequest {
 	req := &pb.TxnRequest{
 		Compare: make([]*pb.Compare, len(t.when)),
@@ -168,29 +169,50 @@ func requestOf(t *txn) *pb.TxnRequest {
 		Failure: make([]*pb.RequestOp, len(t.otherwise)),
 	}
 	for i, c := range t.when {
-		req.Compare[i] = &pb.Compare{
-			Key: []byte(c.key), Target: pb.Compare_MOD, Result: pb.Compare_EQUAL,
-			TargetUnion: &pb.Compare_ModRevision{ModRevision: c.modified},
-		}
+		whole := new(struct {
+			compare pb.Compare
+			target  pb.Compare_ModRevision
+		})
+		whole.compare.Key, whole.compare.Target, whole.compare.Result = []byte(c.key), pb.Compare_MOD, pb.Compare_EQUAL
+		whole.target.ModRevision = c.modified
+		whole.compare.TargetUnion = &whole.target
+		req.Compare[i] = &whole.compare
 	}
 	for i := range t.then {
 		o := &t.then[i]
-		req.Success[i] = new(pb.RequestOp)
 		switch o.verb {
 		case put:
-			req.Success[i].Request = &pb.RequestOp_RequestPut{
-				RequestPut: &pb.PutRequest{Key: []byte(o.key), Value: o.value, Lease: o.lease},
-			}
+			whole := new(struct {
+				op   pb.RequestOp
+				kind pb.RequestOp_RequestPut
+				put  pb.PutRequest
+			})
+			whole.put.Key, whole.put.Value, whole.put.Lease = []byte(o.key), o.value, o.lease
+			whole.kind.RequestPut = &whole.put
+			whole.op.Request = &whole.kind
+			req.Success[i] = &whole.op
 		case remove:
-			req.Success[i].Request = &pb.RequestOp_RequestDeleteRange{
-				RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte(o.key), RangeEnd: []byte(o.end)},
-			}
+			whole := new(struct {
+				op     pb.RequestOp
+				kind   pb.RequestOp_RequestDeleteRange
+				remove pb.DeleteRangeRequest
+			})
+			whole.remove.Key, whole.remove.RangeEnd = []byte(o.key), []byte(o.end)
+			whole.kind.RequestDeleteRange = &whole.remove
+			whole.op.Request = &whole.kind
+			req.Success[i] = &whole.op
 		}
 	}
 	for i, key := range t.otherwise {
-		req.Failure[i] = &pb.RequestOp{Request: &pb.RequestOp_RequestRange{
-			RequestRange: &pb.RangeRequest{Key: []byte(key)},
-		}}
+		whole := new(struct {
+			op    pb.RequestOp
+			kind  pb.RequestOp_RequestRange
+			query pb.RangeRequest
+		})
+		whole.query.Key = []byte(key)
+		whole.kind.RequestRange = &whole.query
+		whole.op.Request = &whole.kind
+		req.Failure[i] = &whole.op
 	}
 	return req
 }
