@@ -24,8 +24,8 @@ type (
 	TenantName string
 	// InstanceName is an instance's name, unique within its tenant; a DNS label.
 	InstanceName string
-	// InstanceID identifies an instance for ever: a version 4 UUID in its
-	// canonical lower-case form. IDs are never reused.
+	// InstanceID identifies an instance for ever: a UUID in its canonical
+	// lower-case form, of version 4 if imprint drew it. No ID is given twice.
 	InstanceID string
 	// HostName names a machine that runs a host role; a DNS name.
 	HostName string
@@ -98,6 +98,25 @@ func ValidID(s string) bool {
 		}
 	}
 	return true
+}
+
+// CheckID returns an error of kind [Invalid] unless s can be the [InstanceID] of
+// a machine that somebody else named: a UUID of any version in the form of RFC
+// 9562 section 4, lower-case, and neither the nil nor the max UUID, which
+// software takes for "none" and "any". what names the field in the error.
+func CheckID(what, s string) error {
+	lower := strings.ToLower(s)
+	switch {
+	case !ValidID(lower):
+		return Errorf(Invalid, "check", what, "%.64q is not a UUID", s).
+			WithHint("write it like 7c9e6679-7425-40de-944b-e07fc1f90ae7")
+	case lower != s:
+		return Errorf(Invalid, "check", what, "%q has capital letters", s).WithHint("write it as %s", lower)
+	case strings.Trim(s, "0-") == "", strings.Trim(s, "f-") == "":
+		return Errorf(Invalid, "check", what, "%q is no machine's UUID", s).
+			WithHint("give the machine's own, or leave it out, and imprint draws one")
+	}
+	return nil
 }
 
 // CheckLabel returns an error of kind [Invalid] unless s is a DNS label of

@@ -258,6 +258,37 @@ func TestIdentifiers(t *testing.T) {
 	}
 }
 
+func TestIdentifiersOfOthers(t *testing.T) {
+	for _, good := range []string{
+		"7c9e6679-7425-40de-944b-e07fc1f90ae7", // version 4, as Nova draws them
+		"017f22e2-79b0-7cc3-98c4-dc0c0c07398f", // version 7
+		"4c4c4544-0042-3510-8054-b4c04f593132", // of a mainboard, of no variant
+		"00000000-0000-0000-0000-000000000001",
+	} {
+		if err := imprint.CheckID("id", good); err != nil {
+			t.Error(err)
+		}
+	}
+	for bad, want := range map[string]string{
+		"":                                       "hint: write it like 7c9e6679-",
+		"web-1":                                  `check id: "web-1" is not a UUID`,
+		"7c9e6679742540de944be07fc1f90ae7":       "is not a UUID",
+		"{7c9e6679-7425-40de-944b-e07fc1f90ae7}": "is not a UUID",
+		"7c9e6679-7425-40de-944b-e07fc1f90ae7\n": "is not a UUID",
+		"7C9E6679-7425-40DE-944B-E07FC1F90AE7":   "hint: write it as 7c9e6679-7425-40de-944b-e07fc1f90ae7",
+		"00000000-0000-0000-0000-000000000000":   "is no machine's UUID",
+		"ffffffff-ffff-ffff-ffff-ffffffffffff":   "hint: give the machine's own, or leave it out",
+	} {
+		err := imprint.CheckID("id", bad)
+		if text := fmt.Sprintf("%v; hint: %s", err, imprint.HintOf(err)); imprint.KindOf(err) != imprint.Invalid || !strings.Contains(text, want) {
+			t.Errorf("%q: %s; want %q", bad, text, want)
+		}
+	}
+	if err := imprint.CheckID("id", strings.Repeat("f", 1<<20)); err == nil || len(err.Error()) > 200 {
+		t.Error("a long one is shown at its full length")
+	}
+}
+
 func TestDurations(t *testing.T) {
 	for text, want := range map[string]time.Duration{"7d": 7 * 24 * time.Hour, "36h": 36 * time.Hour, "90s": 90 * time.Second, "0s": 0} {
 		d, err := imprint.ParseDuration(text)
