@@ -48,6 +48,8 @@ var conformance = []struct {
 }{
 	{"create and read", testCreate},
 	{"create refuses what is taken", testCreateTaken},
+	{"no id is given twice", testGivenOnce},
+	{"one of those who want an id gets it", testRaceForID},
 	{"update", testUpdate},
 	{"rename and move", testRename},
 	{"a key belongs to one generation", testBindKey},

@@ -10,16 +10,16 @@ import (
 )
 
 // Create stores a new instance with its sealed parameters and what c holds, in
-// one transaction. It fails with kind [imprint.Exists] if the id, the name
-// within the tenant, or c's key is taken, and [imprint.Invalid] if a name is
-// malformed. On success i has its Revision, Events, and, where they were zero,
+// one transaction. It fails with kind [imprint.Exists] if the name within the
+// tenant or c's key is taken, or the id, also by an instance that was deleted
+// since, and [imprint.Invalid] if a name is malformed. On success i has its Revision, Events, and, where they were zero,
 // Created and Updated.
 func (s *Store) Create(ctx context.Context, i *imprint.Instance, sealed map[string][]byte, c imprint.Change) error {
 	if err := checkNames(i); err != nil {
 		return err
 	}
 	now := s.now()
-	rec := record{Instance: *i}
+	rec := record{Instance: *i, Given: true}
 	rec.Events = 0
 	if rec.Created.IsZero() {
 		rec.Created = now
@@ -29,6 +29,8 @@ func (s *Store) Create(ctx context.Context, i *imprint.Instance, sealed map[stri
 	}
 	e := &edit{op: "create", keys: s.keys, rec: &rec, now: now}
 	e.expect(s.keys.record(i.ID), 0)
+	e.expect(s.keys.given(i.ID), 0)
+	e.put(s.keys.given(i.ID), nil)
 	e.name()
 	if len(sealed) > 0 {
 		blob, err := encodeSealed(i.ID, sealed)
@@ -45,21 +47,52 @@ func (s *Store) Create(ctx context.Context, i *imprint.Instance, sealed map[stri
 		return during(err, "create", i.Ref())
 	}
 	if !out.applied {
-		return s.taken(i, &c, out)
+		return taken(i, &c, out)
 	}
 	*i = *e.applied(s, out.revision)
 	return nil
 }
 
 // taken says which of the things that Create found present was in the way.
-func (s *Store) taken(i *imprint.Instance, c *imprint.Change, out outcome) error {
-	switch {
-	case out.pages[0].first() != nil:
-		return imprint.Errorf(imprint.Exists, "create", i.Ref(), "the id %s exists already", i.ID)
-	case out.pages[1].first() != nil:
+func taken(i *imprint.Instance, c *imprint.Change, out outcome) error {
+	if err := idTaken(i, out.pages[:2]); err != nil {
+		return err
+	}
+	if out.pages[2].first() != nil {
 		return nameTaken("create", i)
 	}
 	return keyTaken("create", i, c.BindKey)
+}
+
+// CheckID fails as [Store.Create] would if the id of i were taken; ID, tenant and
+// name of i count. It holds for now only: Create looks again.
+func (s *Store) CheckID(ctx context.Context, i *imprint.Instance) error {
+	pages, err := s.kv.readAll(ctx, []query{{key: s.keys.record(i.ID)}, {key: s.keys.given(i.ID)}})
+	if err != nil {
+		return during(err, "create", i.Ref())
+	}
+	return idTaken(i, pages)
+}
+
+// idTaken returns the error of a new instance whose id is taken, according to
+// pages: the record of that id, and its entry in the list of those that were
+// given. To another tenant an instance that is there and one that was deleted
+// look the same, and it does not learn whose they are.
+func idTaken(i *imprint.Instance, pages []page) error {
+	if found := pages[0].first(); found != nil {
+		owner, err := decodeRecord(found)
+		if err != nil {
+			return err
+		}
+		if owner.Spec.Tenant == i.Spec.Tenant {
+			return imprint.Errorf(imprint.Exists, "create", i.Ref(), "the id %s is that of %s already", i.ID, owner.Ref()).
+				WithHint("see: imprint describe %s", owner.Ref())
+		}
+	} else if pages[1].first() == nil {
+		return nil
+	}
+	return imprint.Errorf(imprint.Exists, "create", i.Ref(), "the id %s was given before, and none is given twice", i.ID).
+		WithHint("leave the id out, and imprint draws one; a machine that is installed anew keeps its instance: imprint rebirth")
 }
 
 func nameTaken(op string, i *imprint.Instance) error {
@@ -87,7 +120,7 @@ func (s *Store) rewrite(cur *record, next *imprint.Instance, c *imprint.Change) 
 			return nil, err
 		}
 	}
-	e := &edit{op: "update", keys: s.keys, now: s.now(), rec: &record{Instance: *next, Wake: cur.Wake}}
+	e := &edit{op: "update", keys: s.keys, now: s.now(), rec: &record{Instance: *next, Wake: cur.Wake, Given: cur.Given}}
 	e.rec.Events = cur.Events
 	e.expect(s.keys.record(cur.ID), cur.Revision)
 	if renamed {
@@ -117,6 +150,9 @@ func (s *Store) erase(cur *record, next *imprint.Instance, c *imprint.Change) (*
 	e.remove(all, after(all))
 	e.remove(s.keys.name(cur.Spec.Tenant, cur.Spec.Name), "")
 	e.remove(s.keys.sealed(cur.ID), "")
+	if !cur.Given { // else it is on the list, so that a store that is full can delete
+		e.put(s.keys.given(cur.ID), nil)
+	}
 	if cur.Spec.Host != "" {
 		e.remove(s.keys.placement(cur.Spec.Host, cur.ID), "")
 	}

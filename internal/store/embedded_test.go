@@ -89,6 +89,9 @@ func TestQuota(t *testing.T) {
 		if err = s.Create(t.Context(), i, nil, reserved()); err == nil {
 			ids = append(ids, i.ID)
 		}
+		if n == 60 { // one of those that will have to make room
+			update(t, s, i.ID, to(imprint.Delivered, imprint.EventDelivered))
+		}
 	}
 	wantKind(t, err, imprint.Exhausted)
 	if !strings.Contains(err.Error(), "quota") || imprint.HintOf(err) == "" {
@@ -112,6 +115,9 @@ func TestQuota(t *testing.T) {
 	s = open()
 	defer s.Close()
 	update(t, s, ids[0], to(imprint.Claimed, imprint.EventClaimed))
+	gone := newInstance("quota-again")
+	gone.ID = ids[len(ids)-1]
+	wantTaken(t, s, gone)
 }
 
 // TestStartBound wants an answer in time from an etcd that does not start.

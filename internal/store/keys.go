@@ -16,6 +16,7 @@ import (
 //	format                        version of this layout, in decimal
 //	instance/<id>/record          the instance, JSON; its mod revision is what Update compares
 //	instance/<id>/event/<seq>     the events of one change, JSON; <seq> is the last one's number
+//	given/<id>                    empty; an instance has or had this id. It is never removed
 //	name/<tenant>/<name>          id of the instance that has this name
 //	host/<host>/<id>              empty; written again with each change of the record
 //	wake/<seconds>/<id>           empty; the instance wants to be looked at then
@@ -54,6 +55,8 @@ func (l layout) timeline(id imprint.InstanceID) string { return l.instance(id) +
 func (l layout) events(id imprint.InstanceID, last uint64) string {
 	return l.timeline(id) + hex16(last)
 }
+
+func (l layout) given(id imprint.InstanceID) string { return string(l) + "given/" + string(id) }
 
 func (l layout) names() string { return string(l) + "name/" }
 

@@ -76,6 +76,9 @@ type record struct {
 	imprint.Instance
 	// Wake is the time of the reminder in the index, in Unix seconds; 0: none.
 	Wake int64 `json:"wake,omitempty"`
+	// Given says that the id is on the list of those that were given, as it is
+	// of every instance since there is the list.
+	Given bool `json:"given,omitempty"`
 }
 
 // decodeRecord reads a stored instance.

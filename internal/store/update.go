@@ -36,8 +36,8 @@ func (s *Store) Update(ctx context.Context, id imprint.InstanceID, decide func(*
 
 // Delete removes an instance as Update changes one: its record, timeline, name,
 // placement, reminder and sealed parameters go, together with writing the
-// change's revocations. Key bindings and revocations stay, so that no key and
-// no certificate comes back to life. It fails like Update.
+// change's revocations. Key bindings, revocations and the id stay taken, so that
+// no key, no certificate and no identity comes back to life. It fails like Update.
 func (s *Store) Delete(ctx context.Context, id imprint.InstanceID, decide func(*imprint.Instance) (imprint.Change, error)) error {
 	_, err := s.change(ctx, "delete", id, decide, s.erase)
 	return err
