@@ -78,12 +78,20 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // instance, or neither is. With dryRun everything is checked and nothing done.
 // Kinds: Invalid, Exists, NotFound for the tenant.
 func (c *Client) Create(ctx context.Context, spec imprint.Spec, values map[string]imprint.Secret, dryRun bool) (*Created, error) {
+	return c.CreateAs(ctx, "", spec, values, dryRun)
+}
+
+// CreateAs is [Client.Create] for a machine that has an identifier already, which
+// becomes the instance's; "" has one drawn. Kind Exists also says that an instance
+// has this identifier, or had it.
+func (c *Client) CreateAs(ctx context.Context, id imprint.InstanceID, spec imprint.Spec, values map[string]imprint.Secret, dryRun bool) (*Created, error) {
 	// The wire form of CreateRequest, with the values in the clear.
 	wire := struct {
-		Spec   imprint.Spec      `json:"spec"`
-		Values map[string]string `json:"values,omitempty"`
-		DryRun bool              `json:"dryRun,omitempty"`
-	}{spec, map[string]string{}, dryRun}
+		ID     imprint.InstanceID `json:"id,omitempty"`
+		Spec   imprint.Spec       `json:"spec"`
+		Values map[string]string  `json:"values,omitempty"`
+		DryRun bool               `json:"dryRun,omitempty"`
+	}{id, spec, map[string]string{}, dryRun}
 	for name, v := range values {
 		wire.Values[name] = base64.StdEncoding.EncodeToString(v.Reveal())
 	}

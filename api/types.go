@@ -93,7 +93,9 @@ func (v *Value) UnmarshalText(text []byte) error {
 
 // CreateRequest asks for a new instance.
 type CreateRequest struct {
-	Spec imprint.Spec `json:"spec"`
+	// ID is what the machine is called elsewhere; "" has one drawn.
+	ID   imprint.InstanceID `json:"id,omitempty" doc:"The instance's identifier, a UUID in lower case, where the machine has one already; drawn at random if absent. It stays taken when the instance is deleted."`
+	Spec imprint.Spec       `json:"spec"`
 	// Values are those of the private and secret parameters, by name.
 	Values map[string]Value `json:"values,omitempty" doc:"Values of the private and secret parameters by name, in base64."`
 	DryRun bool             `json:"dryRun,omitempty" doc:"Check everything and create nothing."`
@@ -101,7 +103,7 @@ type CreateRequest struct {
 
 // Created answers a [CreateRequest].
 type Created struct {
-	// Instance is what was created, or would be: then it has no ID.
+	// Instance is what was created, or would be: then it has no ID but a given one.
 	Instance Instance `json:"instance"`
 	// Missing names the secret parameters whose values the serving host does not hold.
 	Missing []string `json:"missing,omitempty" doc:"Secret parameters whose values the serving host does not hold."`

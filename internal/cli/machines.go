@@ -40,7 +40,7 @@ func (p *program) asker() func(what string) (imprint.Secret, error) {
 }
 
 func (p *program) createCommand() *cobra.Command {
-	var file string
+	var file, id string
 	var dryRun bool
 	c := &cobra.Command{
 		Use:   "create -f FILE",
@@ -50,25 +50,34 @@ parameters and how they may enrol. FILE is YAML, or - for standard input; the
 fields are described in docs/reference/manifest.md.
 
 Private and secret values come from a file, the environment, standard input or a
-prompt, whatever the manifest says; none is needed on the command line.`,
-		Example: "  imprint create -f web-1.yaml\n  imprint create -f fleet.yaml --dry-run",
+prompt, whatever the manifest says; none is needed on the command line.
+
+A machine that has an identifier already, such as a server of Nova's, keeps it:
+give it as "id" in the manifest, or with --id for a manifest of one instance. No
+identifier is given twice, not even after its instance was deleted.`,
+		Example: "  imprint create -f web-1.yaml\n  imprint create -f fleet.yaml --dry-run\n  imprint create -f web-1.yaml --id 7c9e6679-7425-40de-944b-e07fc1f90ae7",
 		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			manifests, err := manifest.Load(file, p.sources())
 			if err != nil {
 				return err
 			}
+			if c.Flags().Changed("id") {
+				if err := identify(manifests, id); err != nil {
+					return err
+				}
+			}
 			client := p.client()
 			defer client.Close()
 			// All of them are checked before the first is created.
 			for _, m := range manifests {
-				if _, err := client.Create(c.Context(), m.Spec, m.Values, true); err != nil {
+				if _, err := client.CreateAs(c.Context(), m.ID, m.Spec, m.Values, true); err != nil {
 					return err
 				}
 			}
 			created := make([]*api.Created, 0, len(manifests))
 			for n, m := range manifests {
-				one, err := client.Create(c.Context(), m.Spec, m.Values, dryRun)
+				one, err := client.CreateAs(c.Context(), m.ID, m.Spec, m.Values, dryRun)
 				if err != nil {
 					p.partly(n, len(manifests))
 					return err
@@ -88,10 +97,21 @@ prompt, whatever the manifest says; none is needed on the command line.`,
 		},
 	}
 	c.Flags().StringVarP(&file, "file", "f", "", "the manifest, or - for standard input")
+	c.Flags().StringVar(&id, "id", "", "the instance's identifier, a `UUID`; in the place of the manifest's")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "check everything, create nothing")
 	c.MarkFlagRequired("file")
 	c.MarkFlagFilename("file", "yaml", "yml")
 	return c
+}
+
+// identify gives the only one of manifests this id.
+func identify(manifests []manifest.Manifest, id string) error {
+	if len(manifests) != 1 {
+		return imprint.Errorf(imprint.Invalid, "use", "--id", "the manifest declares %d instances, and an id is of one", len(manifests)).
+			WithHint("give each its id in the manifest")
+	}
+	manifests[0].ID = imprint.InstanceID(id)
+	return imprint.CheckID("--id", id)
 }
 
 // manyInstances is how many it takes for progress to be of interest.

@@ -29,8 +29,9 @@ type registry struct {
 	now      func() time.Time
 }
 
-// Create reserves spec for its tenant and stores the private values with it.
-func (r *registry) Create(ctx context.Context, spec imprint.Spec, private map[string]imprint.Secret, by string) (*imprint.Instance, error) {
+// Create reserves spec for its tenant, as id or, if that is "", as one that is
+// drawn, and stores the private values with it.
+func (r *registry) Create(ctx context.Context, id imprint.InstanceID, spec imprint.Spec, private map[string]imprint.Secret, by string) (*imprint.Instance, error) {
 	tenant, err := r.settings.Tenant(spec.Tenant)
 	if err != nil {
 		return nil, err
@@ -38,6 +39,9 @@ func (r *registry) Create(ctx context.Context, spec imprint.Spec, private map[st
 	inst, change, err := enrol.Reserve(spec, tenant, r.now())
 	if err != nil {
 		return nil, err
+	}
+	if id != "" {
+		inst.ID = id
 	}
 	attribute(&change, by)
 	err = r.values.put(inst.ID, private, func(sealed map[string][]byte) error {
@@ -47,6 +51,11 @@ func (r *registry) Create(ctx context.Context, spec imprint.Spec, private map[st
 		return nil, err
 	}
 	return &inst, nil
+}
+
+// CheckID fails as Create would because of i's ID.
+func (r *registry) CheckID(ctx context.Context, i *imprint.Instance) error {
+	return r.store.CheckID(ctx, i)
 }
 
 // Delete revokes what was issued and forgets the instance.

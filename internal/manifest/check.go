@@ -50,14 +50,21 @@ func (c *checker) fault(field, format string, args ...any) {
 
 // refuse reports err, the root package's verdict on field.
 func (c *checker) refuse(field string, err error) {
+	if err != nil {
+		c.fault(field, "%s", verdict(err))
+	}
+}
+
+// verdict returns what the root package says of a field, and its hint.
+func verdict(err error) string {
 	var e *imprint.Error
 	switch {
 	case !errors.As(err, &e):
+		return err.Error()
 	case e.Hint != "":
-		c.fault(field, "%s; %s", e.Err, e.Hint)
-	default:
-		c.fault(field, "%s", e.Err)
+		return fmt.Sprintf("%s; %s", e.Err, e.Hint)
 	}
+	return e.Err.Error()
 }
 
 // check judges s together with the values of its private and secret

@@ -17,6 +17,7 @@ func fieldsOf(m *Manifest) []field {
 	var userBy, vendorBy string // which field gave the data
 	return []field{
 		{name: "name", typ: "DNS label", doc: "The instance's name, unique within its tenant. The only field that is always needed.", read: textInto(&s.Name)},
+		{name: "id", typ: "UUID", doc: "The instance's identifier, where the machine has one already, such as a server of Nova's; drawn at random if absent. It stays taken when the instance is deleted.", read: idInto(&m.ID)},
 		{name: "tenant", typ: "DNS label", doc: "Who owns the instance and its names; `default` if absent.", read: textInto(&s.Tenant)},
 		{name: "host", typ: "DNS name", doc: "The machine whose host role serves the instance; the server's own if absent.", read: textInto(&s.Host)},
 		{name: "dnsNames", typ: "list of DNS names", doc: "Names for the certificate; they lie within the tenant's domains.",
@@ -46,6 +47,20 @@ func fieldsOf(m *Manifest) []field {
 			read: nested(policyFields(&s.Policy)), inner: policyFields(&s.Policy)},
 		{name: "image", typ: "text", doc: "The image from which the machine is installed.", read: textInto(&s.Image)},
 		{name: "personalization", typ: "text", doc: "How the installed image is personalized.", read: textInto(&s.Personalization)},
+	}
+}
+
+func idInto(to *imprint.InstanceID) func(*reader, *yaml.Node, string) {
+	return func(r *reader, n *yaml.Node, path string) {
+		s, ok := r.text(n, path)
+		if !ok {
+			return
+		}
+		if err := imprint.CheckID(path, s); err != nil {
+			r.problem(n, path, "%s", verdict(err))
+			return
+		}
+		*to = imprint.InstanceID(s)
 	}
 }
 

@@ -34,6 +34,8 @@ const (
 
 // Manifest is one declared instance.
 type Manifest struct {
+	// ID is the instance's identifier; "" has one drawn.
+	ID   imprint.InstanceID
 	Spec imprint.Spec
 	// Values holds the values of the private and secret parameters by name.
 	Values map[string]imprint.Secret
@@ -100,7 +102,7 @@ func (r *reader) documents(data []byte) []Manifest {
 		name   imprint.InstanceName
 	}
 	var all []Manifest
-	lines := map[key]int{}
+	lines, ids := map[key]int{}, map[imprint.InstanceID]int{}
 	for dec := yaml.NewDecoder(bytes.NewReader(data)); ; {
 		var doc yaml.Node
 		switch err := dec.Decode(&doc); {
@@ -125,6 +127,10 @@ func (r *reader) documents(data []byte) []Manifest {
 			r.problem(r.at["name"], "name", "%q is declared at line %d already", k.name, line)
 		}
 		lines[k] = root.Line
+		if line, dup := ids[m.ID]; dup && m.ID != "" {
+			r.problem(r.at["id"], "id", "%q is declared at line %d already", m.ID, line)
+		}
+		ids[m.ID] = root.Line
 	}
 }
 

@@ -63,12 +63,13 @@ func TestGood(t *testing.T) {
 				t.Fatal(err)
 			}
 			type shown struct {
+				ID     imprint.InstanceID `json:",omitempty"`
 				Spec   imprint.Spec
 				Values map[string]string `json:",omitempty"`
 			}
 			var out []shown
 			for _, m := range all {
-				s := shown{Spec: m.Spec, Values: map[string]string{}}
+				s := shown{ID: m.ID, Spec: m.Spec, Values: map[string]string{}}
 				for name, v := range m.Values {
 					s.Values[name] = string(v.Reveal())
 				}

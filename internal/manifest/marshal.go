@@ -9,7 +9,7 @@ import (
 )
 
 // Marshal writes specs as manifests from which the same instances can be
-// created again. The values of private and secret parameters are not in a spec;
+// created again, though with other identifiers, because none is given twice. The values of private and secret parameters are not in a spec;
 // their place is taken by {prompt: true}, which asks for them on the terminal.
 func Marshal(specs ...imprint.Spec) ([]byte, error) {
 	var buf bytes.Buffer
@@ -26,7 +26,7 @@ func Marshal(specs ...imprint.Spec) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
-// document has the fields of [fieldsOf] in their order; a test holds them together.
+// document has the fields of [fieldsOf] in their order, but for the id.
 type document struct {
 	Name            string            `yaml:"name"`
 	Tenant          string            `yaml:"tenant,omitempty"`

@@ -23,7 +23,7 @@ func BenchmarkGet(b *testing.B) {
 	defer serve(b, s, Listeners{Unix: l})()
 	client := api.NewUnix(l.Addr().String())
 	defer client.Close()
-	i, err := w.Create(b.Context(), web("web-1"), map[string]imprint.Secret{}, "bench")
+	i, err := w.Create(b.Context(), "", web("web-1"), map[string]imprint.Secret{}, "bench")
 	if err != nil {
 		b.Fatal(err)
 	}

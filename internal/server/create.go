@@ -17,7 +17,12 @@ type createInput struct{ Body api.CreateRequest }
 // create checks all that can be checked before anything is written, so that a
 // dry run refuses whatever the real one would.
 func (s *Server) create(ctx context.Context, in *createInput) (*answer[api.Created], error) {
-	spec := in.Body.Spec
+	id, spec := in.Body.ID, in.Body.Spec
+	if id != "" {
+		if err := imprint.CheckID("id", string(id)); err != nil {
+			return nil, err
+		}
+	}
 	s.complete(&spec)
 	if err := s.Check(ctx, &spec); err != nil {
 		return nil, err
@@ -34,9 +39,9 @@ func (s *Server) create(ctx context.Context, in *createInput) (*answer[api.Creat
 		return nil, err
 	}
 	if in.Body.DryRun {
-		return s.dryRun(ctx, &spec, secret)
+		return s.dryRun(ctx, &imprint.Instance{ID: id, Spec: spec, Generation: 1, Enrolment: imprint.Enrolment{State: imprint.Reserved}}, secret)
 	}
-	i, err := s.Registry.Create(ctx, spec, private, callerOf(ctx).name)
+	i, err := s.Registry.Create(ctx, id, spec, private, callerOf(ctx).name)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +68,14 @@ func (s *Server) complete(spec *imprint.Spec) {
 	}
 }
 
-func (s *Server) dryRun(ctx context.Context, spec *imprint.Spec, secret map[string]imprint.Secret) (*answer[api.Created], error) {
+// dryRun answers for i, which is not created.
+func (s *Server) dryRun(ctx context.Context, i *imprint.Instance, secret map[string]imprint.Secret) (*answer[api.Created], error) {
+	spec := &i.Spec
+	if i.ID != "" {
+		if err := s.Registry.CheckID(ctx, i); err != nil {
+			return nil, err
+		}
+	}
 	_, err := s.Instances.Lookup(ctx, spec.Tenant, spec.Name)
 	switch {
 	case err == nil:
@@ -78,7 +90,6 @@ func (s *Server) dryRun(ctx context.Context, spec *imprint.Spec, secret map[stri
 			missing = append(missing, p.Name)
 		}
 	}
-	i := &imprint.Instance{Spec: *spec, Generation: 1, Enrolment: imprint.Enrolment{State: imprint.Reserved}}
 	return &answer[api.Created]{api.Created{Instance: api.FromInstance(i), Missing: missing}}, nil
 }
 

@@ -24,9 +24,12 @@ type Instances interface {
 // Registry creates and deletes instances. by says who asked, for the timeline.
 type Registry interface {
 	// Create reserves an instance and stores it together with its private values,
-	// sealed: all of it or nothing. Kinds: Exists if the name is taken, Invalid,
+	// sealed: all of it or nothing. An id of "" has one drawn. Kinds: Exists if the
+	// name is taken, or the id, also by an instance that was deleted; Invalid,
 	// Denied for names outside the tenant's constraint.
-	Create(ctx context.Context, spec imprint.Spec, private map[string]imprint.Secret, by string) (*imprint.Instance, error)
+	Create(ctx context.Context, id imprint.InstanceID, spec imprint.Spec, private map[string]imprint.Secret, by string) (*imprint.Instance, error)
+	// CheckID fails as Create would because of i's ID.
+	CheckID(ctx context.Context, i *imprint.Instance) error
 	Delete(ctx context.Context, id imprint.InstanceID, by string) error
 }
 

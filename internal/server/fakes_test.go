@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -112,14 +113,17 @@ func (w *world) Events(_ context.Context, id imprint.InstanceID, after uint64) (
 	return slices.DeleteFunc(slices.Clone(w.events[id]), func(e imprint.Event) bool { return e.Seq <= after }), nil
 }
 
-func (w *world) Create(ctx context.Context, spec imprint.Spec, private map[string]imprint.Secret, by string) (*imprint.Instance, error) {
+func (w *world) Create(ctx context.Context, id imprint.InstanceID, spec imprint.Spec, private map[string]imprint.Secret, by string) (*imprint.Instance, error) {
+	i := &imprint.Instance{ID: cmp.Or(id, imprint.NewInstanceID()), Spec: spec, Generation: 1,
+		Enrolment: imprint.Enrolment{State: imprint.Reserved, TokenHash: imprint.DigestOf([]byte("token"))}}
+	if err := w.CheckID(ctx, i); err != nil {
+		return nil, err
+	}
 	if _, err := w.Lookup(ctx, spec.Tenant, spec.Name); err == nil {
 		return nil, imprint.Errorf(imprint.Exists, "create", string(spec.Name), "tenant %s has an instance of that name", spec.Tenant)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	i := &imprint.Instance{ID: imprint.NewInstanceID(), Spec: spec, Generation: 1,
-		Enrolment: imprint.Enrolment{State: imprint.Reserved, TokenHash: imprint.DigestOf([]byte("token"))}}
 	w.instances[i.ID] = i
 	for name, v := range private {
 		w.private[string(i.ID)+"/"+name] = string(v.Reveal())
@@ -127,6 +131,15 @@ func (w *world) Create(ctx context.Context, spec imprint.Spec, private map[strin
 	w.note(i, imprint.EventReserved, by)
 	c := *i
 	return &c, nil
+}
+
+func (w *world) CheckID(_ context.Context, i *imprint.Instance) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.instances[i.ID] != nil {
+		return imprint.Errorf(imprint.Exists, "create", i.Ref(), "the id %s was given before", i.ID).WithHint("leave the id out")
+	}
+	return nil
 }
 
 func (w *world) Delete(ctx context.Context, id imprint.InstanceID, _ string) error {

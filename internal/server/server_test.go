@@ -95,6 +95,38 @@ func TestCreate(t *testing.T) {
 	}
 }
 
+// A machine keeps the identifier that it has; one that is none, or somebody's, is
+// refused alike by a dry run, and nothing is left behind.
+func TestCreateAs(t *testing.T) {
+	t.Parallel()
+	r, ctx := start(t), t.Context()
+	const id, other = "7c9e6679-7425-40de-944b-e07fc1f90ae7", "17c6a3d1-92b7-4d1e-b1a3-3f5ec9c3a001"
+	if dry := must[*api.Created](t)(r.client.CreateAs(ctx, id, web("web-1"), values(), true)); dry.Instance.ID != id {
+		t.Errorf("dry run: %+v", dry)
+	}
+	created := must[*api.Created](t)(r.client.CreateAs(ctx, id, web("web-1"), values(), false))
+	if created.Instance.ID != id || r.private[id+"/db-password"] != "canary-private" || r.secret[id+"/join-key"] != "canary-secret \x00\xff" {
+		t.Errorf("created %+v", created)
+	}
+	for bad, want := range map[imprint.InstanceID]imprint.Kind{
+		id: imprint.Exists, "7C9E6679-7425-40DE-944B-E07FC1F90AE7": imprint.Invalid, "web-2": imprint.Invalid,
+		"00000000-0000-0000-0000-000000000000": imprint.Invalid, imprint.InstanceID(strings.Repeat("f", 200<<10)): imprint.Invalid,
+	} {
+		for _, dryRun := range []bool{true, false} {
+			_, err := r.client.CreateAs(ctx, bad, web("web-2"), values(), dryRun)
+			if err == nil || imprint.KindOf(err) != want || imprint.HintOf(err) == "" || strings.Contains(err.Error(), "\n") || len(err.Error()) > 1000 {
+				t.Errorf("%.40s, dry run %t: %.1000v", bad, dryRun, err)
+			}
+		}
+	}
+	if _, err := r.client.Get(ctx, "web-2"); imprint.KindOf(err) != imprint.NotFound {
+		t.Errorf("web-2: %v", err)
+	}
+	if again := must[*api.Created](t)(r.client.CreateAs(ctx, other, web("web-2"), values(), false)); again.Instance.ID != other {
+		t.Errorf("created %+v", again)
+	}
+}
+
 // Whether a host is connected shows on each instance that is placed on it.
 func TestHostsThatAreAway(t *testing.T) {
 	t.Parallel()

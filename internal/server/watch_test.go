@@ -139,7 +139,7 @@ func TestWatchResumes(t *testing.T) {
 		running.Wait()
 		proxy.conns.Wait()
 	}()
-	i, err := r.world.Create(ctx, imprint.Spec{Name: "web-1", Tenant: imprint.DefaultTenant}, nil, "test")
+	i, err := r.world.Create(ctx, "", imprint.Spec{Name: "web-1", Tenant: imprint.DefaultTenant}, nil, "test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestWatchOverRestart(t *testing.T) {
 	client := api.NewUnix(socket)
 	defer client.Close()
 	create := func(name imprint.InstanceName) {
-		if _, err := world.Create(t.Context(), imprint.Spec{Name: name, Tenant: imprint.DefaultTenant}, nil, "test"); err != nil {
+		if _, err := world.Create(t.Context(), "", imprint.Spec{Name: name, Tenant: imprint.DefaultTenant}, nil, "test"); err != nil {
 			t.Fatal(err)
 		}
 	}
