@@ -141,6 +141,7 @@ func TestNeutron(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	with, without := s.withNeutron(t)
+	s.config.Tenancy = append(s.config.Tenancy, daemon.TenantConfig{Name: novaProject, Domains: []string{"cloud.internal"}})
 	server := s.serve(t)
 	spec := func(name imprint.InstanceName, channels ...imprint.ChannelKind) imprint.Spec {
 		return imprint.Spec{
@@ -229,11 +230,82 @@ func TestNeutron(t *testing.T) {
 		t.Errorf("%+v, %v, or the log has the secret", d.Instance.Enrolment, err)
 	}
 
+	asNova(t, server, with)
+
 	// The endpoint ends with the server.
 	server.stop()
 	if status, _, err := with.ask(t, sharedSecret, one, project, "GET", metaData, ""); err == nil {
 		t.Errorf("after the end: %d", status)
 	}
+}
+
+// novaProject is the ID of a project in Nova.
+const novaProject = "6f70656e737461636b20342065766572"
+
+// asNova creates instances as Nova knows them and asks as its guests would: with
+// Nova's UUID and its project.
+func asNova(t *testing.T, server *serving, a *agent) {
+	t.Helper()
+	const id, sibling imprint.InstanceID = "b0b6a9de-3f5c-4c52-9d3c-8a9de3cf12a7", "1f0e6c57-55d2-4b9b-8a60-70dd7a4ce3a5"
+	spec := func(name imprint.InstanceName) imprint.Spec {
+		return imprint.Spec{
+			Name: name, Tenant: novaProject, DNSNames: []string{string(name) + ".cloud.internal"}, Channels: []imprint.ChannelKind{imprint.Neutron},
+			UserData: "#cloud-config\n# of " + string(name) + "\n", SSHKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs nova@example"},
+		}
+	}
+	for name, id := range map[imprint.InstanceName]imprint.InstanceID{"nova-1": id, "nova-2": sibling} {
+		created, err := server.CreateAs(t.Context(), id, spec(name), nil, false)
+		if err != nil || created.Instance.ID != id {
+			t.Fatalf("%+v, %v", created, err)
+		}
+		a.find(t, id, novaProject)
+	}
+	for path, text := range map[string]string{
+		"/openstack/latest/meta_data.json":            `"uuid":"` + string(id) + `"`,
+		"/openstack/2012-08-10/meta_data.json":        `"hostname":"nova-1.cloud.internal"`,
+		"/openstack/latest/user_data":                 "# of nova-1",
+		"/latest/meta-data/instance-id":               "i-b0b6a9de",
+		"/2009-04-04/meta-data/hostname":              "nova-1.cloud.internal",
+		"/latest/meta-data/public-keys/0/openssh-key": "nova@example",
+		"/2009-04-04/user-data":                       "# of nova-1",
+		"/imprint/v1/payload":                         string(id),
+	} {
+		if status, reply, err := a.ask(t, sharedSecret, id, novaProject, "GET", path, ""); err != nil || status != 200 || !strings.Contains(reply, text) || strings.Contains(reply, "nova-2") {
+			t.Errorf("%s: status %d, %q, %v; want %q", path, status, reply, err, text)
+		}
+	}
+	if status, reply, err := a.ask(t, sharedSecret, sibling, novaProject, "GET", "/latest/meta-data/hostname", ""); err != nil || status != 200 || reply != "nova-2.cloud.internal" {
+		t.Errorf("the sibling: status %d, %q, %v", status, reply, err)
+	}
+	if status, reply, err := a.ask(t, "another secret, as long as it is", id, novaProject, "GET", "/latest/meta-data/hostname", ""); err != nil || status != 403 {
+		t.Errorf("signed with another secret: %d %q, %v", status, reply, err)
+	}
+	if status, reply, err := a.ask(t, sharedSecret, id, "default", "GET", "/latest/meta-data/hostname", ""); err != nil || status != 404 {
+		t.Errorf("as another project: %d %q, %v", status, reply, err)
+	}
+
+	// The identifier is this machine's, for another tenant too, and for ever; a
+	// rebuild is its next life.
+	taken := func(tenant imprint.TenantName, name imprint.InstanceName) {
+		t.Helper()
+		again := spec(name)
+		again.Tenant, again.DNSNames = tenant, nil
+		if _, err := server.CreateAs(t.Context(), id, again, nil, false); imprint.KindOf(err) != imprint.Exists || !strings.Contains(err.Error(), string(id)) {
+			t.Errorf("%s/%s: %v", tenant, name, err)
+		}
+	}
+	taken("default", "evil-1")
+	if i, err := server.Rebirth(t.Context(), string(id)); err != nil || i.ID != id || i.Generation != 2 {
+		t.Errorf("reborn: %+v, %v", i, err)
+	}
+	if err := server.Delete(t.Context(), string(id)); err != nil {
+		t.Fatal(err)
+	}
+	taken(novaProject, "nova-1")
+	until(t, "the deleted one to be served no more", func() bool {
+		status, _, err := a.ask(t, sharedSecret, id, novaProject, "GET", "/openstack/latest/meta_data.json", "")
+		return err == nil && status == 404
+	})
 }
 
 // On a private network the agents need no TLS, and the signature all the same.
