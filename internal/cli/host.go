@@ -193,12 +193,16 @@ func (p *program) hostConfigCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				named := map[string]any{"data": s.Data, "run": s.Run, "guestOwner": s.GuestOwner, "connect": s.Connect, "dial": s.Dial}
+				named, err := s.Named()
+				if err != nil {
+					return err
+				}
 				return p.print(named, func(w io.Writer) {
 					row(w, "data", s.Data)
 					row(w, "run", s.Run)
 					row(w, "guestOwner", orNone(s.GuestOwner))
 					row(w, "connect", orNone(s.Connect))
+					row(w, "neutron", orNone(s.Neutron.Listen))
 					for _, d := range s.Dial {
 						row(w, "dial "+d.Channel, d.Socket+" for "+cmp.Or(d.Instance, "every instance"))
 					}

@@ -387,16 +387,18 @@ func (s *Settings) Tenant(name imprint.TenantName) (imprint.Tenant, error) {
 }
 
 // Named returns the configuration with the names that its fields have in a file.
-func (c Config) Named() (map[string]any, error) {
-	named := map[string]any{}
+func (c Config) Named() (map[string]any, error) { return named(c) }
+
+func named(c any) (map[string]any, error) {
+	fields := map[string]any{}
 	b, err := yaml.Marshal(c)
 	if err == nil {
-		err = yaml.Unmarshal(b, &named)
+		err = yaml.Unmarshal(b, &fields)
 	}
 	if err != nil {
 		return nil, imprint.Errorf(imprint.Internal, "write", "configuration", "%w", err)
 	}
-	return named, nil
+	return fields, nil
 }
 
 // ExampleConfig shows every field and its default.

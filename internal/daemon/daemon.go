@@ -5,7 +5,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"log/slog"
 	"path/filepath"
@@ -22,7 +21,6 @@ import (
 	"imprint/internal/host"
 	"imprint/internal/hostapi"
 	"imprint/internal/manifest"
-	"imprint/internal/metadata"
 	"imprint/internal/seal"
 	"imprint/internal/server"
 	"imprint/internal/signer"
@@ -68,9 +66,8 @@ type Daemon struct {
 	values      *values
 	host        *host.Host
 	hosts       *hosts
-	checkIn     *est.Server     // nil if switched off
-	neutron     *metadata.Proxy // nil if switched off
-	neutronTLS  *tls.Config     // nil if its network is private
+	checkIn     *est.Server // nil if switched off
+	neutron     *neutron    // nil if switched off
 	server      *server.Server
 	heapFloor   []byte // is only kept
 }
@@ -117,7 +114,7 @@ func Open(ctx context.Context, s *Settings, o Options) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.openHosts()
-	if err := d.openNeutron(); err != nil {
+	if d.neutron, err = s.Neutron.open(d.host, o.Logger); err != nil {
 		return nil, err
 	}
 	if err := d.openCheckIn(ctx); err != nil {
@@ -289,7 +286,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return d.serveGuests(ctx, listeners.neutron) })
+	group.Go(func() error { return d.neutron.serveGuests(ctx, d.host, listeners.neutron) })
 	group.Go(func() error { return d.server.Serve(ctx, listeners.control) })
 	if listeners.checkIn != nil {
 		group.Go(func() error { return d.checkIn.Serve(ctx, listeners.checkIn) })

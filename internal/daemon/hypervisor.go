@@ -47,6 +47,9 @@ func RunHost(ctx context.Context, s *HostSettings, join string, o Options) error
 	if err := keepOutOfCoreFiles(); err != nil {
 		return err
 	}
+	if _, err := s.Neutron.open(nil, o.Logger); err != nil { // said before it joins
+		return err
+	}
 	if err := makeDirs(&Settings{Config: Config{Data: s.Data, Run: s.Run}}); err != nil {
 		return err
 	}
@@ -159,7 +162,7 @@ func (h *hypervisor) serve(ctx context.Context, id *guest.Identity, renewed <-ch
 		return err
 	}
 	role, err := host.New(host.Config{
-		Name: name, RunDir: h.settings.Run, Owner: owner, Dial: h.settings.dial.dialled, Links: links(h.Logger),
+		Name: name, RunDir: h.settings.Run, Owner: owner, Dial: h.settings.dial.dialled, Links: links(h.Logger), Neutron: h.settings.Neutron.Listen != "",
 		Instances: between, Control: between, Params: between, Secrets: secrets, Connected: between.Connected, Facts: between.Facts,
 		Logger: h.Logger, Now: h.now(),
 	})
@@ -167,8 +170,16 @@ func (h *hypervisor) serve(ctx context.Context, id *guest.Identity, renewed <-ch
 		return err
 	}
 	between.Serve(role)
+	agents, err := h.settings.Neutron.open(role, h.Logger)
+	if err != nil {
+		return err
+	}
+	listener, err := agents.listen()
+	if err != nil {
+		return err
+	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return role.Run(ctx) })
+	group.Go(func() error { return agents.serveGuests(ctx, role, listener) })
 	group.Go(func() error { between.Run(ctx); return nil })
 	group.Go(func() error {
 		for {
@@ -180,7 +191,7 @@ func (h *hypervisor) serve(ctx context.Context, id *guest.Identity, renewed <-ch
 			}
 		}
 	})
-	h.Logger.InfoContext(ctx, "serving", "host", name, "run", h.settings.Run, "data", h.settings.Data, "reports", between.Queued())
+	h.Logger.InfoContext(ctx, "serving", "host", name, "run", h.settings.Run, "neutron", h.settings.Neutron.Listen, "data", h.settings.Data, "reports", between.Queued())
 	daemon.SdNotify(false, daemon.SdNotifyReady)
 	if h.Serving != nil {
 		h.Serving()

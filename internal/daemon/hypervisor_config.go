@@ -23,6 +23,8 @@ type HostConfig struct {
 	Connect string `yaml:"connect"`
 	// Dial lists sockets on which a hypervisor listens, as for a server.
 	Dial []DialConfig `yaml:"dial"`
+	// Neutron is for agents that ask this host instead of the server.
+	Neutron NeutronConfig `yaml:"neutron"`
 }
 
 // HostSettings are a host's configuration after all checks; only
@@ -65,9 +67,15 @@ func (c HostConfig) Check() (*HostSettings, error) {
 			return nil, imprint.Errorf(imprint.Invalid, "check", "connect", "%q is not an address with a port such as 192.0.2.1:8443", s.Connect)
 		}
 	}
+	if err := s.Neutron.check(); err != nil {
+		return nil, err
+	}
 	s.dial = &Settings{Config: Config{Dial: s.Dial, Run: s.Run}}
 	return s, s.dial.checkDial()
 }
+
+// Named returns the configuration with the names that its fields have in a file.
+func (c HostConfig) Named() (map[string]any, error) { return named(c) }
 
 // ExampleHostConfig shows every field and its default.
 const ExampleHostConfig = `# imprint host --config FILE. Every line shows its default; leave out what you do not change.
@@ -81,4 +89,12 @@ dial:                                 # where the hypervisor listens and imprint
   # - channel: serial                 # or virtio-serial
   #   socket: /run/qemu/{name}.sock   # {id}, {name} and {tenant} are the instance's
   #   instance: ""                    # an ID, NAME or TENANT/NAME; "" is every instance with the channel
+
+neutron:                              # Neutron's metadata agents, for the instances that are placed on this host
+  listen: ""                          # "127.0.0.1:8775", say; "" switches it off
+  # secretFile: neutron.secret        # holds the agents' metadata_proxy_shared_secret; mode 0600
+  # cert: neutron.pem
+  # key: neutron.key
+  # clientCA: agents.pem              # signed the agents' nova_client_cert
+  # privateNetwork: false             # true goes without TLS, where nobody but the agents reaches it
 `

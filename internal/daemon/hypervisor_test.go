@@ -21,6 +21,7 @@ const hypervisorName = "hv2.lab.internal"
 // hypervisor is another machine with "imprint host" on it.
 type hypervisor struct {
 	data, run, connect string
+	config             string // a file; "" is none
 	log                *buffer
 	process            *process // nil while it does not run
 }
@@ -60,6 +61,9 @@ func (s *site) joinFile(t *testing.T, name string) string {
 
 func (h *hypervisor) command(join string) *exec.Cmd {
 	args := []string{"host", "--data", h.data, "--run", h.run, "--connect", h.connect, "--log-level", "debug"}
+	if h.config != "" {
+		args = append(args, "--config", h.config)
+	}
 	if join != "" {
 		args = append(args, "--join", join)
 	}

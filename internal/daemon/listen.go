@@ -45,8 +45,6 @@ func (d *Daemon) listen() (l listeners, err error) {
 			return l, err
 		}
 	}
-	if d.neutron != nil {
-		l.neutron, err = d.listenNeutron()
-	}
+	l.neutron, err = d.neutron.listen()
 	return l, err
 }

@@ -5,12 +5,14 @@ import (
 	"context"
 	"crypto/tls"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 
 	"golang.org/x/sync/errgroup"
 
 	"imprint"
+	"imprint/internal/host"
 	"imprint/internal/metadata"
 	"imprint/internal/server"
 )
@@ -60,25 +62,33 @@ func (c *NeutronConfig) check() error {
 	return nil
 }
 
-// openNeutron prepares the endpoint for Neutron's agents, if there is to be one.
-func (d *Daemon) openNeutron() error {
-	c := d.settings.Neutron
+// neutron is the endpoint of one host role for Neutron's agents.
+type neutron struct {
+	address string
+	proxy   *metadata.Proxy
+	tls     *tls.Config // nil if its network is private
+}
+
+// open reads the endpoint's files; guests are those that it finds. It returns nil
+// if there is to be no endpoint, and fails if a file cannot be what it is for.
+func (c *NeutronConfig) open(guests metadata.ProxiedGuests, logger *slog.Logger) (*neutron, error) {
 	if c.Listen == "" {
-		return nil
+		return nil, nil
 	}
 	secret, err := readProxySecret(c.SecretFile)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	n := &neutron{address: c.Listen}
 	if !c.PrivateNetwork {
 		cert, clients, err := readTLS("neutron", c.Cert, c.Key, c.ClientCA)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		d.neutronTLS = metadata.ProxyTLS(cert, clients)
+		n.tls = metadata.ProxyTLS(cert, clients)
 	}
-	d.neutron, err = metadata.NewProxy(metadata.ProxyConfig{Secret: secret, Guests: d.host, Logger: d.Logger})
-	return err
+	n.proxy, err = metadata.NewProxy(metadata.ProxyConfig{Secret: secret, Guests: guests, Logger: logger})
+	return n, err
 }
 
 // readProxySecret reads the secret without the white space around it, which
@@ -107,28 +117,31 @@ func readProxySecret(path string) (imprint.Secret, error) {
 	return imprint.NewSecret(bytes.TrimSpace(b)), nil
 }
 
-// listenNeutron opens the endpoint for Neutron's agents.
-func (d *Daemon) listenNeutron() (net.Listener, error) {
-	l, err := server.ListenTCP(d.settings.Neutron.Listen)
-	if err != nil || d.neutronTLS == nil {
+// listen opens the endpoint; nil has none.
+func (n *neutron) listen() (net.Listener, error) {
+	if n == nil {
+		return nil, nil
+	}
+	l, err := server.ListenTCP(n.address)
+	if err != nil || n.tls == nil {
 		return l, err
 	}
-	return tls.NewListener(l, d.neutronTLS), nil
+	return tls.NewListener(l, n.tls), nil
 }
 
-// serveGuests runs the host role and, if agents is not nil, the endpoint for
+// serveGuests runs a host role and, if agents is not nil, its endpoint for
 // Neutron's agents. That ends first: a guest whose host has gone would be told
 // that it does not exist.
-func (d *Daemon) serveGuests(ctx context.Context, agents net.Listener) error {
+func (n *neutron) serveGuests(ctx context.Context, role *host.Host, agents net.Listener) error {
 	if agents == nil {
-		return d.host.Run(ctx)
+		return role.Run(ctx)
 	}
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return d.host.Run(serving) })
+	group.Go(func() error { return role.Run(serving) })
 	group.Go(func() error {
 		defer stop()
-		return d.neutron.Serve(ctx, agents)
+		return n.proxy.Serve(ctx, agents)
 	})
 	return group.Wait()
 }

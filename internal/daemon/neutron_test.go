@@ -38,6 +38,14 @@ type agent struct {
 // has a certificate, and one that has none.
 func (s *site) withNeutron(t *testing.T) (with, without *agent) {
 	t.Helper()
+	s.config.Neutron, with, without = newNeutron(t)
+	return with, without
+}
+
+// newNeutron returns an endpoint's configuration, an agent that has a certificate
+// for it, and one that has none.
+func newNeutron(t *testing.T) (c daemon.NeutronConfig, with, without *agent) {
+	t.Helper()
 	dir := t.TempDir()
 	write := func(name string, mode os.FileMode, content []byte) string {
 		path := filepath.Join(dir, name)
@@ -53,7 +61,7 @@ func (s *site) withNeutron(t *testing.T) (with, without *agent) {
 		t.Fatal(err)
 	}
 	port := freePort(t)
-	s.config.Neutron = daemon.NeutronConfig{
+	c = daemon.NeutronConfig{
 		Listen:     fmt.Sprintf("127.0.0.1:%d", port),
 		SecretFile: write("secret", 0o600, []byte(sharedSecret+"\n")),
 		Cert:       write("cert.pem", 0o644, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Leaf.Raw})),
@@ -67,7 +75,7 @@ func (s *site) withNeutron(t *testing.T) (with, without *agent) {
 		t.Cleanup(transport.CloseIdleConnections)
 		return &agent{fmt.Sprintf("https://127.0.0.1:%d", port), &http.Client{Timeout: patience, Transport: transport}}
 	}
-	return dialling(*client), dialling()
+	return c, dialling(*client), dialling()
 }
 
 // newLeaf makes a certificate, of the issuer or of itself.
