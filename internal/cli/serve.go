@@ -162,7 +162,10 @@ func (p *program) sealCommand() *cobra.Command {
 		Short: "Make a new key-encryption key and give it everything that is sealed",
 		Long: `Make a new key-encryption key, give it every sealed value and key in the store, and
 forget the old one. The server goes on meanwhile. If it is interrupted the old keys
-stay in the key file, and it can be repeated. Back the key file up again afterwards.`,
+stay in the key file, and it can be repeated. Back the key file up again afterwards.
+
+Each hypervisor then gives its own copy a new key of its own, within seconds or as
+soon as it is connected again; its log says so.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			client := p.client()

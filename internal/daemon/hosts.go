@@ -36,8 +36,17 @@ func (d *Daemon) openHosts() {
 	}
 	d.hosts.api = hostapi.NewServer(hostapi.Config{
 		Identify: d.authorities.Identify, Enrolments: d.measuredEngine(), Instances: placedElsewhere{d.store}, Params: d.values,
-		Facts: d.facts().of, Own: d.hosts.own, Logger: d.Logger, Now: d.Now,
+		Facts: d.facts().of, Sealing: d.sealedWith, Own: d.hosts.own, Logger: d.Logger, Now: d.Now,
 	})
+}
+
+// sealedWith names the key that seals at present. Another server of the cluster may
+// have changed it in the file.
+func (d *Daemon) sealedWith() string {
+	if err := d.keys.Reload(); err != nil {
+		d.Logger.Warn("the key file was not read again", "error", err)
+	}
+	return d.keys.Primary().String()
 }
 
 // placedElsewhere reads the store for the host API.

@@ -51,6 +51,8 @@ type Config struct {
 	Instances  Instances
 	Params     Params
 	Facts      func(imprint.TenantName) (dialect.Facts, error)
+	// Sealing names the key-encryption key in use.
+	Sealing func() string
 	// Own is the control plane's own host name, for which nobody else speaks.
 	Own    imprint.HostName
 	Logger *slog.Logger

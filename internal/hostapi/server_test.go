@@ -34,6 +34,7 @@ type world struct {
 	said    []imprint.Report
 	changes chan struct{} // of the hypervisor's own record
 	notices chan Notice
+	sealing string // the key in use
 }
 
 func newWorld() *world {
@@ -56,8 +57,9 @@ func (w *world) server() *Server {
 			return imprint.Identity{Tenant: w.machine.Spec.Tenant, Instance: w.machine.ID, Generation: 1}, nil
 		},
 		Enrolments: w, Instances: w, Params: w, Own: "server.example.net",
-		Facts:  func(imprint.TenantName) (dialect.Facts, error) { return dialect.Facts{CA: "ca"}, nil },
-		Logger: slog.New(slog.DiscardHandler), Now: time.Now,
+		Facts:   func(imprint.TenantName) (dialect.Facts, error) { return dialect.Facts{CA: "ca"}, nil },
+		Sealing: func() string { return w.sealing },
+		Logger:  slog.New(slog.DiscardHandler), Now: time.Now,
 	})
 	s.refusalTime = 0
 	return s

@@ -251,12 +251,25 @@ func (s *Server) tell(ctx context.Context, c *call, from int64, lines chan<- Not
 }
 
 // write sends lines, calls and heartbeats until ctx ends, which is no error. With
-// each heartbeat it looks whether a tenant's facts have changed.
+// each heartbeat it looks whether a tenant's facts, or the key that seals, have
+// changed.
 func (s *Server) write(ctx context.Context, out *stream, lines <-chan Notice, calls <-chan *Call) error {
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
 	told := map[imprint.TenantName]dialect.Facts{}
 	if err := out.beat(); err != nil { // the host knows that it is heard
+		return err
+	}
+	sealing := ""
+	tellKey := func() error {
+		now := s.Sealing()
+		if now == sealing {
+			return nil
+		}
+		sealing = now
+		return out.line(Notice{Sealing: now})
+	}
+	if err := tellKey(); err != nil {
 		return err
 	}
 	for {
@@ -280,7 +293,9 @@ func (s *Server) write(ctx context.Context, out *stream, lines <-chan Notice, ca
 					return err
 				}
 			}
-			err = out.beat()
+			if err = tellKey(); err == nil {
+				err = out.beat()
+			}
 		case <-ctx.Done():
 			return nil
 		}

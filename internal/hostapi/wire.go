@@ -44,7 +44,11 @@ type Notice struct {
 	Deleted  imprint.InstanceID `json:"deleted,omitempty"`
 	Tenant   *TenantFacts       `json:"tenant,omitempty"`
 	Call     *Call              `json:"call,omitempty"`
-	Error    *problem           `json:"error,omitempty"` // ends the stream
+	// Sealing names the key-encryption key of the control plane. It comes first,
+	// and again when it changes: then the host gives what it has sealed a new key
+	// of its own.
+	Sealing string   `json:"sealing,omitempty"`
+	Error   *problem `json:"error,omitempty"` // ends the stream
 }
 
 // Instance is a record with its revision, which the record's own JSON lacks.

@@ -12,6 +12,7 @@ import (
 
 	"imprint"
 	"imprint/internal/dialect"
+	"imprint/internal/durable"
 	"imprint/internal/host"
 	"imprint/internal/hostapi"
 	"imprint/internal/seal"
@@ -39,7 +40,8 @@ type Guests interface {
 
 // Config is what a [Relay] needs; all of it is.
 type Config struct {
-	// Dir holds the copy, the queue and the key that seals the copy. Mode 0700.
+	// Dir holds the copy, the queue and the key that seals the copy. Mode 0700, and
+	// nobody else writes there.
 	Dir          string
 	ControlPlane ControlPlane
 	Secrets      *host.Secrets
@@ -61,6 +63,8 @@ type Relay struct {
 		m map[imprint.TenantName]dialect.Facts // guarded by Mutex
 	}
 	calls chan struct{} // one element for each call that is being answered
+
+	following sync.Mutex // held while the copy is given another key
 }
 
 // How the stream to the control plane is.
@@ -76,12 +80,19 @@ const maxCalls = 16
 // Open reads what an earlier process left in dir. It fails with kind
 // [imprint.Internal] if it cannot.
 func Open(c Config) (*Relay, error) {
+	// What a crash left of a key file in the making holds keys.
+	if err := durable.Clean(c.Dir); err != nil {
+		return nil, imprint.Errorf(imprint.Internal, "open", c.Dir, "%w", err)
+	}
 	keys, err := seal.OpenFile(filepath.Join(c.Dir, "kek"))
 	if err != nil {
 		return nil, err
 	}
 	r := &Relay{Config: c, calls: make(chan struct{}, maxCalls)}
 	if r.copy, err = openCopy(filepath.Join(c.Dir, "copy"), keys, c.Logger); err != nil {
+		return nil, err
+	}
+	if err := r.copy.settle(); err != nil {
 		return nil, err
 	}
 	r.facts.m = r.copy.facts()
@@ -131,6 +142,7 @@ func (r *Relay) Watch(ctx context.Context) iter.Seq2[host.Notice, error] {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		w.call = func(ask hostapi.Call) { calls.Go(func() { r.answer(ctx, ask) }) }
+		w.follow = func(key string) { calls.Go(func() { r.follow(key) }) }
 		said := ""
 		for pause := pauseFirst; ; pause = min(2*pause, pauseLast) {
 			w.fresh = true
@@ -165,6 +177,7 @@ type watching struct {
 	relay  *Relay
 	yield  func(host.Notice, error) bool
 	call   func(hostapi.Call)
+	follow func(key string)
 	left   bool  // the reader wants no more
 	fresh  bool  // the control plane has not answered yet
 	seen   int64 // the revision up to which everything was told
@@ -188,6 +201,9 @@ func (w *watching) notice(n hostapi.Notice) error {
 		return nil
 	case n.Call != nil:
 		w.call(*n.Call)
+		return nil
+	case n.Sealing != "":
+		w.follow(n.Sealing)
 		return nil
 	case n.Instance != nil:
 		out.Instance = n.Instance.Unwrap()

@@ -89,6 +89,13 @@ func (k *Keyring) Primary() KeyID {
 	return k.primary.ID()
 }
 
+// Older returns how many keys the ring has that only open.
+func (k *Keyring) Older() int {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return len(k.keys) - 1
+}
+
 // Seal encrypts value. context says what and whose the value is; a blob opens
 // only with the same context, so that it cannot be moved to another record.
 func (k *Keyring) Seal(value imprint.Secret, context string) ([]byte, error) {
