@@ -70,7 +70,7 @@ func TestStolenHostCertificate(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	seen := map[imprint.InstanceID]bool{}
-	thief.Watch(ctx, 0, func(n hostapi.Notice) error {
+	thief.Watch(ctx, hostapi.Position{}, func(n hostapi.Notice) error {
 		if n.Instance != nil {
 			seen[n.Instance.ID] = true
 		}

@@ -146,6 +146,9 @@ type placements struct {
 
 func (p placements) Watch(ctx context.Context) iter.Seq2[host.Notice, error] {
 	return func(yield func(host.Notice, error) bool) {
+		if !yield(host.Notice{Rewound: true}, nil) { // the cluster may have been restored meanwhile
+			return
+		}
 		for n, err := range p.store.Watch(ctx, store.Scope{Host: p.host}, 0) {
 			out := host.Notice{Instance: n.Instance, Relist: n.Relist, Synced: n.Synced, Deleted: n.Deleted}
 			if !yield(out, err) || err != nil {

@@ -33,6 +33,10 @@ type Notice struct {
 	Synced bool
 	// Deleted is an instance that was deleted or left this host.
 	Deleted imprint.InstanceID
+	// Rewound says that revisions begin anew, as when the store was restored from a
+	// backup: the next record of an instance counts, whatever its revision is. A
+	// list follows.
+	Rewound bool
 }
 
 // Control decides about enrolments. Both methods may be called again with the
@@ -162,15 +166,17 @@ func (h *Host) follow(ctx context.Context) {
 			u := h.unit(ctx, n.Instance.ID)
 			u.observe(n.Instance)
 			u.open(h.ways(n.Instance))
+		case n.Rewound:
+			clear(listed)
+			for _, u := range h.all() {
+				u.rewind()
+			}
 		case n.Deleted != "":
 			h.remove(n.Deleted)
 		case n.Synced:
-			h.mu.Lock()
-			known := slices.Collect(maps.Keys(h.units))
-			h.mu.Unlock()
-			for _, id := range known {
-				if !listed[id] {
-					h.remove(id)
+			for _, u := range h.all() {
+				if !listed[u.id] {
+					h.remove(u.id)
 				}
 			}
 			clear(listed)
@@ -252,12 +258,16 @@ func (h *Host) stop() {
 
 // Refresh renders every instance again, after the [dialect.Facts] of a tenant changed.
 func (h *Host) Refresh() {
-	h.mu.Lock()
-	units := slices.Collect(maps.Values(h.units))
-	h.mu.Unlock()
-	for _, u := range units {
+	for _, u := range h.all() {
 		u.render()
 	}
+}
+
+// all returns the units that there are now.
+func (h *Host) all() []*unit {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Collect(maps.Values(h.units))
 }
 
 // Socket returns the path of an instance's socket for a channel.

@@ -34,6 +34,7 @@ type unit struct {
 
 	mu        sync.Mutex
 	snapshot  *snapshot                     // guarded by mu; nil until the record is heard
+	revision  int64                         // guarded by mu; of the record, or 0 for one of another past
 	changed   chan struct{}                 // guarded by mu; closed and replaced with each snapshot
 	delivered imprint.Generation            // guarded by mu; whose delivery is on record
 	ports     map[imprint.ChannelKind]*port // guarded by mu
@@ -90,8 +91,12 @@ func (u *unit) observe(inst *imprint.Instance) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	old := u.snapshot
-	if old != nil && inst.Revision <= old.inst.Revision {
+	if old != nil && inst.Revision <= u.revision {
 		return
+	}
+	u.revision = inst.Revision
+	if old != nil && inst.Generation < old.inst.Generation { // only after a rewind
+		u.host.c.Secrets.Drop(inst.ID)
 	}
 	if old != nil && inst.Generation != old.inst.Generation {
 		u.notes.reset()
@@ -100,6 +105,14 @@ func (u *unit) observe(inst *imprint.Instance) {
 	}
 	u.host.c.Secrets.expire(inst.ID, inst.Generation)
 	u.publish(u.rendered(inst, old))
+}
+
+// rewind makes the next record count, whatever its revision is, and what is on
+// record count only as that record says.
+func (u *unit) rewind() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.revision, u.delivered = 0, 0
 }
 
 // render renders the same record again.

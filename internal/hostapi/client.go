@@ -106,13 +106,14 @@ func (c *Client) Answer(ctx context.Context, id string, a Answer) error {
 	return err
 }
 
-// Watch opens the stream from a revision and calls each for every notice until
+// Watch opens the stream at a position, which another run of the server takes for
+// the zero one, and calls each for every notice until
 // the stream ends, which is always an error. each is called with a zero Notice
 // first, when the control plane has answered.
-func (c *Client) Watch(ctx context.Context, from int64, each func(Notice) error) error {
+func (c *Client) Watch(ctx context.Context, from Position, each func(Notice) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	resp, err := c.send(ctx, http.MethodGet, "watch?from="+strconv.FormatInt(from, 10), nil)
+	resp, err := c.send(ctx, http.MethodGet, "watch?from="+strconv.FormatInt(from.Revision, 10)+"&run="+url.QueryEscape(from.Run), nil)
 	if err != nil {
 		return err
 	}

@@ -98,7 +98,7 @@ func FuzzLines(f *testing.F) {
 		c := NewClient(ClientConfig{URLs: []string{"https://imprint.example.net"}})
 		c.http.Transport = replies(stream)
 		n := 0
-		err := c.Watch(t.Context(), 0, func(one Notice) error {
+		err := c.Watch(t.Context(), Position{}, func(one Notice) error {
 			if n++; one.Instance != nil && one.Instance.Unwrap().Revision != one.Instance.Revision {
 				t.Error("an instance without its revision")
 			}

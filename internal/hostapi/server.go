@@ -63,6 +63,7 @@ type Config struct {
 type Server struct {
 	Config
 	mux *http.ServeMux
+	run string // random
 	// refusalTime is how long a host that is refused waits for the answer, so that
 	// it cannot fill the log.
 	refusalTime time.Duration
@@ -74,7 +75,7 @@ type Server struct {
 
 // NewServer returns a server without sessions.
 func NewServer(c Config) *Server {
-	s := &Server{Config: c, mux: http.NewServeMux(), refusalTime: time.Second, sessions: map[imprint.HostName]*session{}}
+	s := &Server{Config: c, mux: http.NewServeMux(), run: rand.Text(), refusalTime: time.Second, sessions: map[imprint.HostName]*session{}}
 	for _, rt := range routes() {
 		s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) { s.serve(rt, w, r) })
 	}

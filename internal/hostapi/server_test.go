@@ -34,7 +34,8 @@ type world struct {
 	said    []imprint.Report
 	changes chan struct{} // of the hypervisor's own record
 	notices chan Notice
-	sealing string // the key in use
+	sealing string  // the key in use
+	from    []int64 // where streams began; each is read when its stream has ended
 }
 
 func newWorld() *world {
@@ -96,7 +97,8 @@ func (w *world) Param(_ context.Context, _ imprint.InstanceID, name string) (imp
 	return imprint.NewSecret([]byte("value of " + name)), nil
 }
 
-func (w *world) Placed(ctx context.Context, _ imprint.HostName, _ int64) iter.Seq2[Notice, error] {
+func (w *world) Placed(ctx context.Context, _ imprint.HostName, from int64) iter.Seq2[Notice, error] {
+	w.from = append(w.from, from)
 	return func(yield func(Notice, error) bool) {
 		for {
 			select {
@@ -258,10 +260,10 @@ func (s *Server) stream(ctx context.Context) (lines chan string, ended chan stru
 	return p.lines, ended
 }
 
-// next returns the next line that is no heartbeat.
+// next returns the next line that is no heartbeat and does not only say who tells.
 func next(lines <-chan string) string {
 	for line := range lines {
-		if line != "\n" {
+		if line != "\n" && !strings.HasPrefix(line, `{"run":`) {
 			return line
 		}
 	}
@@ -276,6 +278,9 @@ func TestStream(t *testing.T) {
 		lines, ended := s.stream(t.Context())
 		if first := <-lines; first != "\n" || !s.State(hv2).Connected {
 			t.Errorf("begins with %q, %+v", first, s.State(hv2))
+		}
+		if line := <-lines; line != `{"run":"`+s.run+`"}`+"\n" {
+			t.Errorf("then %q", line)
 		}
 		// Only what is placed here, its tenant's facts first.
 		w.notices <- Notice{Revision: 1, Relist: true, Instance: &Instance{Instance: *w.placed[not]}}
@@ -361,6 +366,34 @@ func TestStream(t *testing.T) {
 		<-ended
 		if got := s.do(request("GET", Prefix+"watch?from=0", "")); got.Code != http.StatusServiceUnavailable {
 			t.Errorf("a stream of a server that ends: %d", got.Code)
+		}
+	})
+}
+
+// TestPosition: a stream goes on where it was with the same run of the server only.
+func TestPosition(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		s := w.server()
+		for query, want := range map[string]int64{
+			"from=7&run=" + s.run: 7, "from=0&run=" + s.run: 0, "from=7&run=another": 0, "from=7&run=": 0, "from=7": 0,
+		} {
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				s.ServeHTTP(&pipe{http.Header{}, make(chan string, 64)}, request("GET", Prefix+"watch?"+query, "").WithContext(ctx))
+			}()
+			synctest.Wait()
+			cancel()
+			<-ended
+			if got := w.from[len(w.from)-1]; got != want {
+				t.Errorf("%s: begins at %d, not %d", query, got, want)
+			}
+		}
+		if other := w.server(); other.run == s.run || other.run == "" {
+			t.Errorf("two runs are called %q", s.run)
 		}
 	})
 }

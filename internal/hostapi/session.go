@@ -161,6 +161,9 @@ func (s *Server) watch(c *call) error {
 	if err != nil || from < 0 {
 		return imprint.Errorf(imprint.Invalid, "watch", "instances", "from is not a revision")
 	}
+	if c.URL.Query().Get("run") != s.run {
+		from = 0 // of another past, maybe
+	}
 	ctx, end := context.WithCancelCause(c.Context())
 	defer end(nil)
 	mine := &session{
@@ -258,6 +261,9 @@ func (s *Server) write(ctx context.Context, out *stream, lines <-chan Notice, ca
 	defer beat.Stop()
 	told := map[imprint.TenantName]dialect.Facts{}
 	if err := out.beat(); err != nil { // the host knows that it is heard
+		return err
+	}
+	if err := out.line(Notice{Run: s.run}); err != nil {
 		return err
 	}
 	sealing := ""

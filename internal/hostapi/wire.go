@@ -44,11 +44,22 @@ type Notice struct {
 	Deleted  imprint.InstanceID `json:"deleted,omitempty"`
 	Tenant   *TenantFacts       `json:"tenant,omitempty"`
 	Call     *Call              `json:"call,omitempty"`
-	// Sealing names the key-encryption key of the control plane. It comes first,
+	// Run names the run of the server's process. It comes first. What another run
+	// tells may be of another past, of a store that was restored from a backup, in
+	// which a revision means something else.
+	Run string `json:"run,omitempty"`
+	// Sealing names the key-encryption key of the control plane. It comes early,
 	// and again when it changes: then the host gives what it has sealed a new key
 	// of its own.
 	Sealing string   `json:"sealing,omitempty"`
 	Error   *problem `json:"error,omitempty"` // ends the stream
+}
+
+// Position is where a stream goes on: after a revision that was told by a run of
+// the server. The zero value asks for a list first.
+type Position struct {
+	Run      string
+	Revision int64
 }
 
 // Instance is a record with its revision, which the record's own JSON lacks.

@@ -31,7 +31,8 @@ type copied struct {
 	logger *slog.Logger
 
 	mu sync.Mutex // held while files change
-	// revisions are those of the records on the disk; guarded by mu.
+	// revisions are those of the records on the disk, or 0 if they are of another
+	// past than what is told now; guarded by mu.
 	revisions map[imprint.InstanceID]int64
 }
 
@@ -127,10 +128,21 @@ func (c *copied) keep(inst *imprint.Instance) {
 		c.logger.Error("a record cannot be encoded", "instance", inst.ID, "error", err)
 		return
 	}
-	c.store(string(inst.ID)+instanceSuffix, b)
+	if before, ok := c.load(string(inst.ID) + instanceSuffix); !ok || string(before.Reveal()) != string(b) {
+		c.store(string(inst.ID)+instanceSuffix, b)
+	}
 	c.revisions[inst.ID] = inst.Revision
 	if !inst.Enrolment.State.Open() {
 		c.dropValues(inst.ID)
+	}
+}
+
+// rewind makes the next record of each instance count, whatever its revision is.
+func (c *copied) rewind() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id := range c.revisions {
+		c.revisions[id] = 0
 	}
 }
 

@@ -22,7 +22,7 @@ import (
 // ControlPlane is the other end: a hostapi.Client. Kind [imprint.Unavailable]
 // means that it could not be asked.
 type ControlPlane interface {
-	Watch(ctx context.Context, from int64, each func(hostapi.Notice) error) error
+	Watch(ctx context.Context, from hostapi.Position, each func(hostapi.Notice) error) error
 	Enrol(ctx context.Context, s imprint.Submission) (*imprint.Instance, error)
 	Report(ctx context.Context, r imprint.Report) error
 	Param(ctx context.Context, id imprint.InstanceID, name string) (imprint.Secret, error)
@@ -146,7 +146,7 @@ func (r *Relay) Watch(ctx context.Context) iter.Seq2[host.Notice, error] {
 		said := ""
 		for pause := pauseFirst; ; pause = min(2*pause, pauseLast) {
 			w.fresh = true
-			err := r.ControlPlane.Watch(ctx, w.seen, w.notice)
+			err := r.ControlPlane.Watch(ctx, hostapi.Position{Run: w.run, Revision: w.seen}, w.notice)
 			state := away
 			if imprint.KindOf(err) == imprint.Unauthorized {
 				state = refused
@@ -178,10 +178,11 @@ type watching struct {
 	yield  func(host.Notice, error) bool
 	call   func(hostapi.Call)
 	follow func(key string)
-	left   bool  // the reader wants no more
-	fresh  bool  // the control plane has not answered yet
-	seen   int64 // the revision up to which everything was told
-	last   int64 // that of the last notice; more of the same revision may follow
+	left   bool   // the reader wants no more
+	fresh  bool   // the control plane has not answered yet
+	run    string // of the control plane, which told all below
+	seen   int64  // the revision up to which everything was told
+	last   int64  // that of the last notice; more of the same revision may follow
 	listed map[imprint.InstanceID]bool
 }
 
@@ -205,6 +206,21 @@ func (w *watching) notice(n hostapi.Notice) error {
 	case n.Sealing != "":
 		w.follow(n.Sealing)
 		return nil
+	case n.Run != "":
+		if n.Run == w.run {
+			return nil
+		}
+		w.run = n.Run
+		return w.rewind()
+	}
+	// A list that is older than what was told is of a store that was restored
+	// under a server that runs.
+	if (n.Relist || n.Synced) && n.Revision < w.last {
+		if err := w.rewind(); err != nil {
+			return err
+		}
+	}
+	switch {
 	case n.Instance != nil:
 		out.Instance = n.Instance.Unwrap()
 		r.copy.keep(out.Instance)
@@ -219,15 +235,29 @@ func (w *watching) notice(n hostapi.Notice) error {
 	default:
 		return nil
 	}
-	if !w.yield(out, nil) {
-		w.left = true
-		return imprint.Errorf(imprint.Unavailable, "watch", "control plane", "left")
+	if err := w.tell(out); err != nil {
+		return err
 	}
 	switch {
 	case n.Synced:
 		w.seen, w.last = n.Revision, n.Revision
 	case !n.Relist && n.Revision > w.last: // a list that broke off starts again
 		w.seen, w.last = w.last, n.Revision
+	}
+	return nil
+}
+
+// rewind makes the records that follow count, whatever their revisions are.
+func (w *watching) rewind() error {
+	w.seen, w.last, w.listed = 0, 0, map[imprint.InstanceID]bool{}
+	w.relay.copy.rewind()
+	return w.tell(host.Notice{Rewound: true})
+}
+
+func (w *watching) tell(n host.Notice) error {
+	if !w.yield(n, nil) {
+		w.left = true
+		return imprint.Errorf(imprint.Unavailable, "watch", "control plane", "left")
 	}
 	return nil
 }

@@ -64,12 +64,13 @@ func keyFile(t *testing.T, dir string) []byte {
 	return b
 }
 
-// fill puts records, facts and values into the copy, and returns how many files.
-func fill(t *testing.T, r *running, p *plane) int {
+// fill puts records, as they are at a revision, facts and values into the copy, and
+// returns how many files.
+func fill(t *testing.T, r *running, p *plane, at int64) int {
 	t.Helper()
 	p.lines <- hostapi.Notice{Tenant: &hostapi.TenantFacts{Name: "default", Facts: dialect.Facts{CA: "ca"}}}
 	for _, id := range []imprint.InstanceID{one, two} {
-		p.lines <- hostapi.Notice{Revision: 1, Relist: true, Instance: &hostapi.Instance{Revision: 1, Instance: *record(id, 1)}}
+		p.lines <- hostapi.Notice{Revision: at, Relist: true, Instance: &hostapi.Instance{Revision: at, Instance: *record(id, at)}}
 		<-r.notices
 		p.mu.Lock()
 		p.values[string(id)+"db"] = "the value of " + string(id)
@@ -78,7 +79,7 @@ func fill(t *testing.T, r *running, p *plane) int {
 			t.Fatal(err)
 		}
 	}
-	p.lines <- hostapi.Notice{Revision: 2, Synced: true}
+	p.lines <- hostapi.Notice{Revision: at, Synced: true}
 	<-r.notices
 	return 5
 }
@@ -91,7 +92,7 @@ func TestFollow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, p := t.TempDir(), newPlane()
 		r := start(t, dir, p)
-		n := fill(t, r, p)
+		n := fill(t, r, p, 1)
 		keys, files := keyFile(t, dir), sealedFiles(t, dir)
 		if len(files) != n || opens(t, keys, files) != n {
 			t.Fatalf("%d files", len(files))
@@ -121,7 +122,7 @@ func TestFollow(t *testing.T) {
 		if string(keyFile(t, dir)) != string(keys) {
 			t.Error("the same key again made another one")
 		}
-		n = fill(t, r, p)
+		n = fill(t, r, p, 4)
 		keys, files = keyFile(t, dir), sealedFiles(t, dir)
 		r.stop()
 
@@ -146,7 +147,7 @@ func TestResealBrokenOff(t *testing.T) {
 		for done := range 7 {
 			dir, p := t.TempDir(), newPlane()
 			r := start(t, dir, p)
-			n := fill(t, r, p)
+			n := fill(t, r, p, 1)
 			r.stop()
 			keys, files := keyFile(t, dir), sealedFiles(t, dir)
 			ring, err := seal.OpenFile(filepath.Join(dir, "kek"))
@@ -193,7 +194,7 @@ func TestResealThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, p := t.TempDir(), newPlane()
 		r := start(t, dir, p)
-		n := fill(t, r, p)
+		n := fill(t, r, p, 1)
 		// The marker cannot be written, so that each attempt fails at its end.
 		path := filepath.Join(dir, followedFile)
 		if err := os.MkdirAll(filepath.Join(path, "in the way"), 0o700); err != nil {

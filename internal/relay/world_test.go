@@ -55,9 +55,9 @@ func (p *plane) set(err error) {
 	p.refuse = err
 }
 
-func (p *plane) Watch(ctx context.Context, from int64, each func(hostapi.Notice) error) error {
+func (p *plane) Watch(ctx context.Context, from hostapi.Position, each func(hostapi.Notice) error) error {
 	p.mu.Lock()
-	p.from = append(p.from, from)
+	p.from = append(p.from, from.Revision)
 	p.mu.Unlock()
 	if err := p.state(); err != nil {
 		return err
