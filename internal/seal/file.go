@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 
 	"imprint"
 	"imprint/internal/durable"
@@ -62,6 +63,9 @@ func (k *fileKEK) Unwrap(wrapped []byte) ([]byte, error) {
 type File struct {
 	*Keyring
 	path string
+	// mu is held from reading or writing the file until what is in it is used, so
+	// that nobody goes back to keys that were read before a change.
+	mu sync.Mutex
 }
 
 // OpenFile reads the keys in path and creates the file with one fresh key if it
@@ -84,6 +88,8 @@ func OpenFile(path string) (*File, error) {
 
 // Reload reads the file again.
 func (f *File) Reload() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	keys, err := readFile(f.path)
 	if err != nil {
 		return fileError("read", f.path, err)
@@ -105,6 +111,8 @@ func (f *File) Open(blob []byte, context string) (imprint.Secret, error) {
 // Rotate adds a fresh primary key and keeps the older ones for opening. The
 // file is durable before the new key seals anything.
 func (f *File) Rotate() (KeyID, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	keys, err := readFile(f.path)
 	if err == nil && len(keys) >= maxFileKeys {
 		err = imprint.Errorf(imprint.Exhausted, "rotate", f.path, "it holds %d keys already", len(keys)).
@@ -124,6 +132,8 @@ func (f *File) Rotate() (KeyID, error) {
 // Retire removes all keys but the primary. The caller has rewrapped everything
 // that they sealed; what was missed can never be opened again.
 func (f *File) Retire() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	keys, err := readFile(f.path)
 	if err == nil {
 		keys = keys[:1]

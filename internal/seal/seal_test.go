@@ -194,3 +194,43 @@ func BenchmarkOpen(b *testing.B) {
 		}
 	}
 }
+
+// Whoever reads the file again while the key changes does not bring the old one
+// back: what is sealed after a rotation is sealed with its key.
+func TestRotateAmongReloads(t *testing.T) {
+	t.Parallel()
+	// In memory, where nothing waits for a disk: a reader is late more often.
+	dir, err := os.MkdirTemp("/dev/shm", "imprint-seal-test-")
+	if err != nil {
+		dir = t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	f := open(t, filepath.Join(dir, "kek"))
+	stop := make(chan struct{})
+	var reading sync.WaitGroup
+	for range 32 {
+		reading.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := f.Reload(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 300 {
+		id, err := f.Rotate()
+		if err != nil || f.Primary() != id {
+			t.Errorf("after a rotation to %s the key is %s, %v", id, f.Primary(), err)
+		}
+		if err := f.Retire(); err != nil || f.Primary() != id || f.Older() != 0 {
+			t.Errorf("after retiring the others the key is %s of %d, %v", f.Primary(), 1+f.Older(), err)
+		}
+	}
+	close(stop)
+	reading.Wait()
+}
