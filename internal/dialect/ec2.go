@@ -26,7 +26,10 @@ func EC2Versions() []string {
 // more than in Nova: "network/interfaces/macs/…" and, beside meta-data,
 // "dynamic/instance-identity/document". cloud-init asks for both on what looks like
 // a machine of Amazon's, waits for the document in every stage of a boot, and in
-// version 22.4 fails where it was not told about the interface that it uses.
+// version 22.4 fails where it was not told about the interface that it uses. An
+// interface without a VPC it takes for "EC2 Classic": then it asks for a lease
+// once more when the network is up, and fails because the route is there already
+// (docs/decisions/0016-ec2-has-a-vpc.md).
 //
 // What EC2 counts and imprint does not, such as images and reservations, gets
 // numbers made from identifiers, which stay the same for the instance's life.
@@ -86,7 +89,10 @@ func ec2Leaves(inst *imprint.Instance, facts Facts) []ec2Leaf {
 	}
 	for i, mac := range ec2MACs(inst) {
 		dir := "network/interfaces/macs/" + mac + "/"
-		leaves = append(leaves, ec2Leaf{ec2Interfaces, dir + "device-number", public(strconv.Itoa(i))}, ec2Leaf{ec2Interfaces, dir + "mac", public(mac)})
+		leaves = append(leaves,
+			ec2Leaf{ec2Interfaces, dir + "device-number", public(strconv.Itoa(i))},
+			ec2Leaf{ec2Interfaces, dir + "mac", public(mac)},
+			ec2Leaf{ec2Interfaces, dir + "vpc-id", public("vpc-" + short)})
 		if i == 0 {
 			leaves = append(leaves, ec2Leaf{ec2Interfaces, dir + "local-ipv4s", public(inst.NIC.IPv4.String())})
 		}

@@ -77,6 +77,8 @@ func TestEC2DescribesTheLinkLocalInterface(t *testing.T) {
 		"network/interfaces/macs/02:12:34:56:78:9a/device-number": "0",
 		"network/interfaces/macs/02:12:34:56:78:9a/mac":           "02:12:34:56:78:9a",
 		"network/interfaces/macs/02:12:34:56:78:9a/local-ipv4s":   "169.254.7.9",
+		"network/interfaces/macs/02:12:34:56:78:9a/vpc-id":        "vpc-6b1c2f0e",
+		"network/interfaces/macs/52:54:00:12:34:57/vpc-id":        "vpc-6b1c2f0e",
 		"network/interfaces/macs/52:54:00:12:34:57/device-number": "1",
 		"network/interfaces/macs/52:54:00:12:34:56/device-number": "", // EC2 has no static addresses
 	} {
