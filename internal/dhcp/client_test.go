@@ -249,6 +249,52 @@ func (w *world) isc(t *testing.T, dir string, args ...string) {
 	}
 }
 
+// ephemeral is how cloud-init asks for metadata before the network is
+// configured, with its own code: it gets a lease, makes what the lease says, by
+// commands of its own and not dhclient's scripts, and takes it away again.
+const ephemeral = `
+import socket
+from cloudinit import subp
+from cloudinit.net.ephemeral import EphemeralDHCPv4
+with EphemeralDHCPv4("eth1") as lease:
+    print("lease", lease["fixed-address"], lease["subnet-mask"], lease["rfc3442-classless-static-routes"], lease.get("routers"))
+    print("route", subp.subp(["ip", "-4", "route"]).stdout.strip())
+    c = socket.create_connection(("169.254.169.254", 80), timeout=20)
+    print("read", c.recv(100).decode(), "from", c.getsockname()[0])
+print("left", subp.subp(["ip", "-4", "-o", "addr", "show", "eth1"]).stdout + subp.subp(["ip", "-4", "route"]).stdout, end=".")
+`
+
+func TestCloudInit(t *testing.T) {
+	if !netns.Isolate(t) {
+		return
+	}
+	need.Program(t, "dhclient", "isc-dhcp-client")
+	need.File(t, "/usr/lib/python3/dist-packages/cloudinit/net/ephemeral.py", "cloud-init")
+	w := newWorld(t)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	// It waits for dhclient to become a child of process 1, which therefore is its own; /sys has its interfaces.
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
+		"sh", "-c", `mount -t tmpfs tmpfs /run && mount -t sysfs sysfs /sys && exec /usr/bin/python3 -c "$1"`, "sh", ephemeral)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	w.start(t, cmd)
+	w.expect(t, dhcp.Offered, dhcp.Acknowledged)
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("cloud-init: %v\n%s", err, out.String())
+	}
+	const want = "lease 169.254.1.1 255.255.255.255 32,169,254,169,254,0,0,0,0 None\n" +
+		"route 169.254.169.254 dev eth1 scope link\n" +
+		"read metadata from 169.254.1.1\n" +
+		"left ."
+	if got := strings.ReplaceAll(out.String(), " \n", "\n"); got != want {
+		t.Errorf("cloud-init says:\n%s\nwant:\n%s", got, want)
+	}
+	if drops, err := w.attached.Drops(); err != nil || drops.Forged() != 0 || drops.Port != 0 {
+		t.Errorf("the client was counted %+v, %v", drops, err)
+	}
+}
+
 func TestDhclient(t *testing.T) {
 	if !netns.Isolate(t) {
 		return
