@@ -17,6 +17,7 @@ import (
 
 	"imprint"
 	"imprint/internal/tap"
+	"imprint/test/attack"
 	"imprint/test/netns"
 )
 
@@ -54,7 +55,7 @@ func TestRestart(t *testing.T) {
 	first := open(t)
 	g := join(t, first, 1)
 	attach(t, first, nic(2)) // of an instance that is deleted while nobody runs
-	forged := frame(tap.HostMAC, tap.MAC{2, 9}, unix.ETH_P_IP, make([]byte, 20))
+	forged := attack.Frame(tap.HostMAC, tap.MAC{2, 9}, unix.ETH_P_IP, make([]byte, 20))
 	w := g.wire(t)
 	w.send(t, forged)
 	w.settle(t)
@@ -195,7 +196,7 @@ func TestAdoptedInterfaceReturns(t *testing.T) {
 		}
 		w := g.wire(t)
 		w.host = tap.MAC{0xfe, 0, 0, 0, 0, 1}
-		w.send(t, frame(w.host, tap.MAC{2, 9}, unix.ETH_P_IP, make([]byte, 20)))
+		w.send(t, attack.Frame(w.host, tap.MAC{2, 9}, unix.ETH_P_IP, make([]byte, 20)))
 		w.settle(t)
 		if drops, err := g.Drops(); err != nil || drops.MAC != before.MAC+1 {
 			t.Errorf("life %d: a forged packet made of %+v %+v, %v", life, before, drops, err)

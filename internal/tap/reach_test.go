@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"imprint/internal/tap"
+	"imprint/test/attack"
 	"imprint/test/netns"
 )
 
@@ -33,7 +34,7 @@ func TestNothingIsForwarded(t *testing.T) {
 	}
 	link, err := netlink.LinkByName("lan0")
 	if err == nil {
-		err = netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: hostOther4.AsSlice(), Mask: net.CIDRMask(24, 32)}})
+		err = netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: attack.HostIPv4.AsSlice(), Mask: net.CIDRMask(24, 32)}})
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -56,8 +57,8 @@ func TestNothingIsForwarded(t *testing.T) {
 	outsideWire := outside.wire(t)
 	outsideWire.host = lanMAC
 	for _, source := range []netip.Addr{outside.nic.IPv4, tap.MetadataIPv4} {
-		segment := ipv4(source, inside.nic.IPv4, unix.IPPROTO_TCP, syn(source, inside.nic.IPv4, 80), nil, false)
-		outsideWire.send(t, frame(lanMAC, outside.nic.MAC, unix.ETH_P_IP, segment))
+		segment := attack.IPv4(source, inside.nic.IPv4, unix.IPPROTO_TCP, attack.SYN(source, inside.nic.IPv4, 80), nil, false)
+		outsideWire.send(t, attack.Frame(lanMAC, outside.nic.MAC, unix.ETH_P_IP, segment))
 	}
 	outsideWire.settle(t)
 	// And from the host's own programs, to the guest's ports.
@@ -75,11 +76,11 @@ func TestNothingIsForwarded(t *testing.T) {
 	}
 
 	// From inside, to the neighbouring host.
-	segment := ipv4(inside.nic.IPv4, outside.nic.IPv4, unix.IPPROTO_TCP, syn(inside.nic.IPv4, outside.nic.IPv4, 80), nil, false)
-	wire.send(t, frame(tap.HostMAC, inside.nic.MAC, unix.ETH_P_IP, segment))
+	segment := attack.IPv4(inside.nic.IPv4, outside.nic.IPv4, unix.IPPROTO_TCP, attack.SYN(inside.nic.IPv4, outside.nic.IPv4, 80), nil, false)
+	wire.send(t, attack.Frame(tap.HostMAC, inside.nic.MAC, unix.ETH_P_IP, segment))
 	wire.settle(t)
 	for _, f := range outsideWire.settle(t) {
-		if !chatter(f) {
+		if !attack.Chatter(f) {
 			t.Errorf("the neighbouring host got % x", f)
 		}
 	}
@@ -105,7 +106,7 @@ func TestIPv6SourcesAreLimited(t *testing.T) {
 		// The search for the host, which tells it the guest's MAC, and so makes an entry.
 		body := append(make([]byte, 4), tap.MetadataIPv6.AsSlice()...)
 		body = append(append(body, 1, 1), g.nic.MAC[:]...)
-		w.send(t, frame(tap.HostMAC, g.nic.MAC, unix.ETH_P_IPV6, ipv6(from, tap.MetadataIPv6, unix.IPPROTO_ICMPV6, icmp6(from, tap.MetadataIPv6, 135, body...))))
+		w.send(t, attack.Frame(tap.HostMAC, g.nic.MAC, unix.ETH_P_IPV6, attack.IPv6(from, tap.MetadataIPv6, unix.IPPROTO_ICMPV6, attack.ICMPv6(from, tap.MetadataIPv6, 135, body...))))
 	}
 	w.settle(t)
 	index, err := indexOf(g.nic.Name)
@@ -181,7 +182,7 @@ func TestPortsThatAreAskedFor(t *testing.T) {
 		w := g.wire(t)
 		w.settle(t)
 		for _, p := range []uint16{443, 80} {
-			w.send(t, frame(tap.HostMAC, n.MAC, unix.ETH_P_IP, ipv4(n.IPv4, tap.MetadataIPv4, unix.IPPROTO_TCP, syn(n.IPv4, tap.MetadataIPv4, p), nil, false)))
+			w.send(t, attack.Frame(tap.HostMAC, n.MAC, unix.ETH_P_IP, attack.IPv4(n.IPv4, tap.MetadataIPv4, unix.IPPROTO_TCP, attack.SYN(n.IPv4, tap.MetadataIPv4, p), nil, false)))
 		}
 		answers := map[uint16]bool{}
 		for _, f := range w.settle(t) {

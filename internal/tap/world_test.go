@@ -18,6 +18,7 @@ import (
 
 	"imprint"
 	"imprint/internal/tap"
+	"imprint/test/attack"
 	"imprint/test/need"
 	"imprint/test/netns"
 )
@@ -88,7 +89,7 @@ func configureGuest(t *testing.T, ip netip.Addr, host tap.MAC) {
 		t.Error(err)
 	}
 	// Known for good, so that the guest's own kernel never asks for them: see [wire.settle].
-	for _, a := range []netip.Addr{tap.MetadataIPv4, hostOther4} {
+	for _, a := range []netip.Addr{tap.MetadataIPv4, attack.HostIPv4} {
 		if err := netlink.NeighSet(&netlink.Neigh{
 			LinkIndex: link.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: host[:],
 		}); err != nil {
