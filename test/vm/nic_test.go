@@ -20,8 +20,9 @@ import (
 	"imprint/test/netns"
 )
 
-// nicManifest is an instance called NAME whose user data is at USERDATA. What
-// after.sh does happens when cloud-init has phoned home.
+// nicManifest is an instance called NAME whose user data is at USERDATA, after
+// which "session" has it asked for by EC2's session token. What after.sh does
+// happens when cloud-init has phoned home.
 const nicManifest = `
 name: NAME
 dnsNames: [NAME.lab.internal]
@@ -49,6 +50,7 @@ userData: |
       sed 's/^/guest: key /' /home/debian/.ssh/authorized_keys /home/alice/.ssh/authorized_keys
       ip -4 -o addr show | sed -n 's/.* inet \([0-9./]*\) .*/guest: address \1/p'
       ip -4 route show default | sed 's/^/guest: route /'
+      ip -4 route show 169.254.169.254 | sed 's/^/guest: host /; s/ dev [^ ]* / /'
   write_files:
     - path: /run/after.sh
       content: |
@@ -59,14 +61,20 @@ userData: |
         import http.client, sys
         port = int(sys.argv[1])
         c = http.client.HTTPConnection("169.254.169.254", timeout=20, source_address=("", port))
-        c.request("GET", sys.argv[2])
-        r = c.getresponse()
-        body = r.read().decode()
+        def ask(method, path, **headers):
+            c.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+            r = c.getresponse()
+            return r, r.read().decode()
+        headers = {}
+        if sys.argv[3:] == ["session"]:
+            r, headers["X_aws_ec2_metadata_token"] = ask("PUT", "/latest/api/token", X_aws_ec2_metadata_token_ttl_seconds="60")
+        r, body = ask("GET", sys.argv[2], **headers)
         print("guest: %s from port %d: %d" % (sys.argv[2], port, r.status), body if "/param/" in sys.argv[2] else "%d bytes" % len(body), flush=True)
         EOF
         python3 /run/ask.py 0 USERDATA
         python3 /run/ask.py 700 /openstack/latest/meta_data.json
         python3 /run/ask.py 701 USERDATA
+        python3 /run/ask.py 0 /latest/meta-data/instance-id
         python3 /run/ask.py 0 /imprint/v1/param/db-password
         python3 /run/ask.py 702 /imprint/v1/param/db-password
         echo "guest: done"
@@ -80,6 +88,7 @@ type stockBoot struct {
 	fields   string // more of the manifest
 	userData string // where it is
 	withheld string // how that is answered once the machine has booted
+	v1       string // how EC2's metadata is answered without a session token
 	lan      bool   // a second interface, that the manifest configures
 	console  []string
 	served   []string // what is on the timeline, in this order
@@ -89,7 +98,7 @@ type stockBoot struct {
 
 var stockBoots = []stockBoot{
 	{
-		platform: qemu.OpenStack, userData: "openstack/latest/user_data", withheld: "404", lan: true,
+		platform: qemu.OpenStack, userData: "openstack/latest/user_data", withheld: "404", v1: "200", lan: true,
 		fields: `network:
   ethernets:
     lan0:
@@ -101,8 +110,19 @@ var stockBoots = []stockBoot{
 		served:  []string{"openstack", "openstack/2018-08-27/user_data", "latest/meta-data"}, unserved: "nocloud",
 	},
 	{
+		// EC2 describes only interfaces that use DHCP, and cloud-init knows of no vendor data there.
+		platform: qemu.EC2, userData: "latest/user-data", withheld: "404", v1: "401", lan: true,
+		fields: `imdsv2Only: true
+network:
+  ethernets:
+    lan0: {macaddress: "52:54:00:12:34:56", dhcp4: true}
+`,
+		console: []string{"guest: from DataSourceEc2Local", "guest: address 10.0.2.15/24"},
+		served:  []string{"2009-04-04/user-data"}, unserved: "openstack/2018-08-27",
+	},
+	{
 		// It asks for no network-config over HTTP before 23.x, and would wait for a file that is not there.
-		platform: qemu.NoCloud, userData: "nocloud/user-data", withheld: "200 0 bytes",
+		platform: qemu.NoCloud, userData: "nocloud/user-data", withheld: "200 0 bytes", v1: "200",
 		console: []string{"guest: from DataSourceNoCloudNet", "guest: vendor data ran"},
 		served:  []string{"nocloud/meta-data", "nocloud/user-data"}, unserved: "openstack/2018-08-27",
 		warning: "already configured", // with ifupdown it sets up once more what it needed for asking
@@ -137,7 +157,11 @@ func TestStockCloudInitOverTheNIC(t *testing.T) {
 // has on record.
 func (b *stockBoot) run(t *testing.T, s *server, initrd guest.Image, disk string) {
 	name, private := "stock-"+string(b.platform), canary("private")
-	id := s.create(strings.NewReplacer("NAME", name, "USERDATA", "/"+b.userData).Replace(nicManifest)+b.fields, "DB_PASSWORD="+private)
+	userData := "/" + b.userData
+	if b.v1 != "200" {
+		userData += " session"
+	}
+	id := s.create(strings.NewReplacer("NAME", name, "USERDATA", userData).Replace(nicManifest)+b.fields, "DB_PASSWORD="+private)
 	var console string
 	if b.lan { // imprint boot attaches imprint's interface and no other
 		nic := s.nic(name)
@@ -158,7 +182,8 @@ func (b *stockBoot) run(t *testing.T, s *server, initrd guest.Image, disk string
 		"guest: hostname " + name, "guest: key " + key + "operator@lab.internal", "guest: key " + key + "alice@lab.internal",
 		fmt.Sprintf("guest: address %s/", d.Instance.NIC.IPv4),
 		"guest: /" + b.userData + " from port 0: " + b.withheld, "guest: /" + b.userData + " from port 701: " + b.withheld,
-		"guest: /openstack/latest/meta_data.json from port 700: 200",
+		"guest: /openstack/latest/meta_data.json from port 700: 200", "guest: /latest/meta-data/instance-id from port 0: " + b.v1,
+		"guest: host 169.254.169.254 scope link",
 		"guest: /imprint/v1/param/db-password from port 0: 403", "guest: /imprint/v1/param/db-password from port 702: 200 " + private,
 		"guest: done",
 	}, b.console...)...)
@@ -170,9 +195,13 @@ func (b *stockBoot) run(t *testing.T, s *server, initrd guest.Image, disk string
 		want = append(want, "served "+what+" to any process")
 	}
 	const closed = ": the boot is closed; user data needs the enrolled key"
-	expectLines(t, lines, append(want, "home from any process",
+	want = append(want, "home from any process",
 		"refused "+b.userData+closed+" to any process", "served openstack/latest/meta_data.json to root",
-		"refused "+b.userData+closed+" to root", "read db-password")...)
+		"refused "+b.userData+closed+" to root")
+	if b.v1 != "200" {
+		want = append(want, "refused latest/meta-data/instance-id: EC2 metadata needs a session token (IMDSv2) to any process")
+	}
+	expectLines(t, lines, append(want, "read db-password")...)
 	if slices.ContainsFunc(lines, func(line string) bool { return strings.HasPrefix(line, "served "+b.unserved) }) {
 		t.Errorf("it asked for %s as well: %q", b.unserved, lines)
 	}
@@ -273,6 +302,9 @@ var missingHostKey = regexp.MustCompile(`ssh_host_(dsa|rsa|ecdsa)_key.pub: faile
 // given, or had to ask for anything twice.
 func expectCalm(t *testing.T, console, warning string) {
 	t.Helper()
+	if n := strings.Count(console, "Crawl of metadata"); n > 1 {
+		t.Errorf("cloud-init reads its metadata %d times", n)
+	}
 	for line := range strings.Lines(console) {
 		line = strings.TrimSpace(line)
 		switch {
