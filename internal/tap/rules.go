@@ -102,9 +102,13 @@ func inbound(nic NIC) []rule {
 	for _, p := range nic.ports() {
 		rules = append(rules, accept(six, is(network, 6, []byte{unix.IPPROTO_TCP}), is(network, 24, octets(MetadataIPv6)), is(transport, 2, port(p))))
 	}
+	// The host's own broadcasts, which are DHCP's answers, come back to it without a
+	// link-layer header, so that no rule can match that reads one. They are nothing
+	// that the guest did: the chain's policy drops them, and nobody counts.
+	framed := masked(link, 0, []byte{0}, []byte{0})
 	return append(rules,
 		drop(nic.Name, dropPort, six),
-		drop(nic.Name, dropOther),
+		drop(nic.Name, dropOther, framed),
 	)
 }
 
