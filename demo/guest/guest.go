@@ -11,6 +11,7 @@ import (
 	"debug/elf"
 	_ "embed"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +41,8 @@ type Config struct {
 	Out    string // the initramfs to write
 	Agent  string // path of a static imprint-agent; "" leaves it out
 	Script []byte // what the machine does once it is up, in sh; nil is [Demo]
+	// Programs are paths of more static programs, which go into /bin.
+	Programs []string
 	// Modules are kernel modules to load beside those of the channels and disks.
 	Modules []string
 }
@@ -66,12 +69,19 @@ func Build(ctx context.Context, c Config) (Image, error) {
 	if err := addModules(ctx, &a, kernel, slices.Concat(modules, c.Modules)); err != nil {
 		return Image{}, err
 	}
+	programs := map[string]string{}
+	for _, path := range c.Programs {
+		programs[filepath.Base(path)] = path
+	}
 	if c.Agent != "" {
-		agent, err := os.ReadFile(c.Agent)
+		programs["imprint-agent"] = c.Agent
+	}
+	for _, name := range slices.Sorted(maps.Keys(programs)) {
+		program, err := os.ReadFile(programs[name])
 		if err != nil {
 			return Image{}, err
 		}
-		a.file("bin/imprint-agent", 0o755, agent)
+		a.file("bin/"+name, 0o755, program)
 	}
 	for _, dir := range []string{"dev", "proc", "sys", "run", "mnt", "etc/imprint"} {
 		a.dir(dir, 0o755)

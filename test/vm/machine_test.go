@@ -40,12 +40,16 @@ func buildAndRun(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(bin)
-	for name, flags := range map[string]string{"imprint": "", "imprint-agent": "-s -w"} {
-		cmd := exec.Command("go", "build", "-ldflags", flags, "-o", program(name), "imprint/cmd/"+name)
+	for _, p := range []struct{ name, pkg, flags string }{
+		{"imprint", "imprint/cmd/imprint", ""},
+		{"imprint-agent", "imprint/cmd/imprint-agent", "-s -w"},
+		{"attacker", "imprint/test/vm/attacker", "-s -w"},
+	} {
+		cmd := exec.Command("go", "build", "-ldflags", p.flags, "-o", program(p.name), p.pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		cmd.Stderr = os.Stderr
 		if err := cmd.Run(); err != nil {
-			return 0, fmt.Errorf("%s: %w", name, err)
+			return 0, fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
 	return m.Run(), nil
