@@ -141,6 +141,10 @@ type Policy struct {
 	Approval bool `json:"approval,omitempty"`
 	// Window is how long after its reservation a generation may be claimed; 0 is no limit.
 	Window Duration `json:"window,omitempty"`
+	// BootWindow is how long after the first read over a link-local network user
+	// data is served to stock software; 0 is the server's default. A phone-home and
+	// an enrolled key end it sooner.
+	BootWindow Duration `json:"bootWindow,omitempty"`
 }
 
 // Network is the subset of netplan's version 2 that imprint renders for every

@@ -14,11 +14,13 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
 	"imprint"
 	"imprint/internal/hostapi"
+	"imprint/internal/manifest"
 )
 
 // maxConfig is the size limit of a configuration file in bytes.
@@ -51,6 +53,9 @@ type Config struct {
 	Signer string `yaml:"signer"`
 	// TrustDomain stands in the URI of every certificate.
 	TrustDomain string `yaml:"trustDomain"`
+	// BootWindow is how long after the first read over a link-local network user
+	// data is served to stock software, for instances that do not say.
+	BootWindow imprint.Duration `yaml:"bootWindow"`
 
 	CheckIn  CheckInConfig  `yaml:"checkIn"`
 	Hosts    HostsConfig    `yaml:"hosts"`
@@ -131,6 +136,7 @@ func DefaultConfig() Config {
 		Data:        data,
 		Run:         run,
 		TrustDomain: "imprint.internal",
+		BootWindow:  imprint.Duration(time.Hour),
 		Operator:    "127.0.0.1:9640",
 		Tenancy: []TenantConfig{{
 			Name:     string(imprint.DefaultTenant),
@@ -267,6 +273,10 @@ func (c Config) Check() (*Settings, error) {
 			return nil, imprint.Errorf(imprint.Invalid, "check", field, "%v is not a number of requests a second; 0 to %d are", rate, maxRate).
 				WithHint("leave it out, or write 0, for the default")
 		}
+	}
+	if d := time.Duration(c.BootWindow); d < manifest.MinBootWindow || d > manifest.MaxBootWindow {
+		return nil, imprint.Errorf(imprint.Invalid, "check", "bootWindow", "%s is not between %s and %s", c.BootWindow, manifest.MinBootWindow, imprint.Duration(manifest.MaxBootWindow)).
+			WithHint("leave it out for one hour")
 	}
 	if (c.Store.Cert == "") != (c.Store.Key == "") {
 		return nil, imprint.Errorf(imprint.Invalid, "check", "store", "cert and key come together")
@@ -413,6 +423,7 @@ const ExampleConfig = `# imprint serve --config FILE. Every line shows its defau
 # keyFile: /var/lib/imprint/kek       # key-encryption keys, mode 0600; back it up apart from data
 # signer: ""                          # socket of "imprint sign", which then holds the issuing keys
 # trustDomain: imprint.internal       # in the spiffe:// name of every certificate
+# bootWindow: 1h                      # how long stock software may read user data over a NIC, from the first read on
 # operator: 127.0.0.1:9640            # /metrics, /healthz, /readyz; "" switches it off
 
 dial:                                 # where the hypervisor listens and imprint connects; the first that fits counts

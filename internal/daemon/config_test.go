@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"imprint"
 	"imprint/internal/daemon"
@@ -37,7 +38,7 @@ func TestTheExampleIsTheDefault(t *testing.T) {
 		t.Errorf("the example is %+v;\nthe default is %+v", got, want)
 	}
 
-	values := regexp.MustCompile(`(?m)^( *)# (operator|trustDomain|signer|group|guestOwner|perAddress|total|checkIn|privateNetwork):`)
+	values := regexp.MustCompile(`(?m)^( *)# (operator|bootWindow|trustDomain|signer|group|guestOwner|perAddress|total|checkIn|privateNetwork):`)
 	limits := est.DefaultLimits()
 	want.CheckIn.PerAddress, want.CheckIn.Total = limits.Rate, limits.TotalRate
 	want.Tenancy[0].CheckIn = "imprint.internal"
@@ -116,6 +117,18 @@ func TestRatesAreChecked(t *testing.T) {
 		c.CheckIn.PerAddress = rate
 		if _, err := c.Check(); imprint.KindOf(err) != imprint.Invalid || !strings.Contains(err.Error(), "checkIn.perAddress") {
 			t.Errorf("%v: %v", rate, err)
+		}
+	}
+}
+
+// A time for user data that nobody can mean is refused.
+func TestTheBootWindowIsChecked(t *testing.T) {
+	t.Parallel()
+	for window, fine := range map[time.Duration]bool{0: false, time.Second: false, time.Minute: true, 30 * 24 * time.Hour: true, 31 * 24 * time.Hour: false} {
+		c := daemon.DefaultConfig()
+		c.BootWindow = imprint.Duration(window)
+		if _, err := c.Check(); (err == nil) != fine || !fine && !strings.Contains(err.Error(), "check bootWindow: ") {
+			t.Errorf("%s: %v", window, err)
 		}
 	}
 }

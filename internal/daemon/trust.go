@@ -132,7 +132,7 @@ func (f *facts) of(name imprint.TenantName) (dialect.Facts, error) {
 	return dialect.Facts{
 		CA:      string(certificatesPEM(a.Root())),
 		Chain:   string(certificatesPEM(a.Issuing())),
-		CheckIn: f.settings.checkInURLs(tenant),
+		CheckIn: f.settings.checkInURLs(tenant), BootWindow: f.settings.BootWindow,
 	}, nil
 }
 

@@ -17,6 +17,9 @@ type Facts struct {
 	CheckIn []string
 	// Datacenter names the place for stock software; "" is the instance's host.
 	Datacenter string
+	// BootWindow is how long after the first read user data is served to stock
+	// software, for instances that do not say; 0 if the server is too old to tell.
+	BootWindow imprint.Duration
 	// Packages are archives that the operator offers to Ganeti's OS scripts, by
 	// name. A parameter of an instance chooses one of these names and never a file
 	// of the host.

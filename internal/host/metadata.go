@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/url"
@@ -12,8 +13,8 @@ import (
 )
 
 // bootWindow is how long stock software may read user data from the moment when
-// something was first read; a phone-home or an enrolled key ends it sooner.
-const bootWindow = time.Hour
+// something was first read, if neither the instance nor its server says.
+const bootWindow = imprint.Duration(time.Hour)
 
 // metadataGuest is an instance as a [metadata.Server] sees it over one of the
 // instance's channels, with that server.
@@ -54,7 +55,7 @@ func (u *unit) network(inst *imprint.Instance, facts dialect.Facts) *metadata.Sn
 	e := &inst.Enrolment
 	options := metadata.Options{TokensOnly: inst.Spec.IMDSv2Only, Boot: metadata.Boot{Home: !e.HomeAt.IsZero()}}
 	if !e.ServedAt.IsZero() {
-		options.Boot.Ends = e.ServedAt.Add(bootWindow)
+		options.Boot.Ends = e.ServedAt.Add(time.Duration(cmp.Or(inst.Spec.Policy.BootWindow, facts.BootWindow, bootWindow)))
 	}
 	return metadata.NewSnapshot(inst, options,
 		dialect.OpenStack(inst, facts, u.seed), dialect.EC2(inst, facts), dialect.NoCloud(inst), dialect.Ganeti(inst, facts))

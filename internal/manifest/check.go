@@ -21,6 +21,8 @@ import (
 const (
 	MinLifetime     = 10 * time.Minute
 	MaxLifetime     = 366 * 24 * time.Hour
+	MinBootWindow   = time.Minute
+	MaxBootWindow   = 30 * 24 * time.Hour
 	maxReferenceLen = 1024 // bytes of image and personalization
 	maxEthernets    = 32
 	maxInterfaceLen = 15 // Linux's IFNAMSIZ less its final zero
@@ -183,6 +185,9 @@ func (c *checker) policy(p *imprint.Policy) {
 	}
 	if p.Window < 0 {
 		c.fault("enrolment.window", "is negative")
+	}
+	if d := time.Duration(p.BootWindow); d != 0 && (d < MinBootWindow || d > MaxBootWindow) {
+		c.fault("enrolment.bootWindow", "is %s; it lies between %s and %s", p.BootWindow, MinBootWindow, imprint.Duration(MaxBootWindow))
 	}
 }
 

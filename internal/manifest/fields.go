@@ -70,6 +70,7 @@ func policyFields(p *imprint.Policy) []field {
 		{name: "lifetime", typ: "duration", doc: "How long a certificate is valid; the profile's default if absent.", read: durationInto(&p.Lifetime)},
 		{name: "approval", typ: "true or false", doc: "Whether an operator has to consent before the first certificate.", read: boolInto(&p.Approval)},
 		{name: "window", typ: "duration", doc: "How long after the reservation the machine may claim its identity; for ever if absent.", read: durationInto(&p.Window)},
+		{name: "bootWindow", typ: "duration", doc: "How long after the first read over the channels nic and neutron stock software may read user data, from 1m to 30d; the server's `bootWindow` if absent. A phone-home and an enrolled key end it sooner.", read: durationInto(&p.BootWindow)},
 	}
 }
 

@@ -82,10 +82,11 @@ type asked struct {
 }
 
 type policy struct {
-	Profile  string `yaml:"profile,omitempty"`
-	Lifetime string `yaml:"lifetime,omitempty"`
-	Approval bool   `yaml:"approval,omitempty"`
-	Window   string `yaml:"window,omitempty"`
+	Profile    string `yaml:"profile,omitempty"`
+	Lifetime   string `yaml:"lifetime,omitempty"`
+	Approval   bool   `yaml:"approval,omitempty"`
+	Window     string `yaml:"window,omitempty"`
+	BootWindow string `yaml:"bootWindow,omitempty"`
 }
 
 func documentOf(s *imprint.Spec) document {
@@ -144,6 +145,9 @@ func policyOf(p imprint.Policy) *policy {
 	}
 	if p.Window != 0 {
 		out.Window = p.Window.String()
+	}
+	if p.BootWindow != 0 {
+		out.BootWindow = p.BootWindow.String()
 	}
 	return out
 }
