@@ -48,12 +48,13 @@ const (
 	ReportServed    ReportKind = "served"    // something that is not private was read; Name is what
 	ReportHome      ReportKind = "home"      // stock software says that the machine has booted
 	ReportNIC       ReportKind = "nic"       // the host chose NIC for the instance
+	ReportMessage   ReportKind = "message"   // messages went through a pipe; Name is how many of which
 )
 
 // Known reports whether k is one of the reports above.
 func (k ReportKind) Known() bool {
 	switch k {
-	case ReportDelivered, ReportConfirmed, ReportReady, ReportRead, ReportPassword, ReportRefused, ReportServed, ReportHome, ReportNIC:
+	case ReportDelivered, ReportConfirmed, ReportReady, ReportRead, ReportPassword, ReportRefused, ReportServed, ReportHome, ReportNIC, ReportMessage:
 		return true
 	}
 	return false

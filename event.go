@@ -30,8 +30,8 @@ const (
 	EventRevoked   EventKind = "revoked"
 	EventExpired   EventKind = "expired"
 	EventReborn    EventKind = "reborn"
-	EventToken     EventKind = "token" // a one-time token was handed out
-	EventMessage   EventKind = "message"
+	EventToken     EventKind = "token"    // a one-time token was handed out
+	EventMessage   EventKind = "message"  // messages went through a pipe
 	EventPassword  EventKind = "password" // the guest posted a password, encrypted to the operator
 	EventChanged   EventKind = "changed"  // the operator changed the spec
 )

@@ -18,7 +18,12 @@ const (
 	MaxParams       = 128      // parameters
 	MaxParamLen     = 64 << 10 // bytes of one parameter's value
 	MaxParamNameLen = 128      // bytes of one parameter's name
+	MaxPipes        = 8        // pipes, besides the default one
+	MaxMessage      = 8 << 10  // bytes of one message in a pipe; so that it fits a serial frame both ways
 )
+
+// DefaultPipe is the pipe that every instance has.
+const DefaultPipe = "default"
 
 // Tenant owns instances and names.
 type Tenant struct {
@@ -57,7 +62,7 @@ func (i *Instance) Clone() *Instance {
 	c := *i
 	s, e := &c.Spec, &c.Enrolment
 	s.DNSNames, s.IPs, s.SSHKeys = slices.Clone(s.DNSNames), slices.Clone(s.IPs), slices.Clone(s.SSHKeys)
-	s.Params, s.Channels, s.Metadata = slices.Clone(s.Params), slices.Clone(s.Channels), maps.Clone(s.Metadata)
+	s.Params, s.Channels, s.Metadata, s.Pipes = slices.Clone(s.Params), slices.Clone(s.Channels), maps.Clone(s.Metadata), slices.Clone(s.Pipes)
 	if s.Network != nil {
 		s.Network = &Network{maps.Clone(s.Network.Ethernets)}
 		for name, n := range s.Network.Ethernets {
@@ -106,7 +111,10 @@ type Spec struct {
 	VendorData string            `json:"vendorData,omitempty"`
 	Params     []Param           `json:"params,omitempty"`
 	Channels   []ChannelKind     `json:"channels,omitempty"`
-	Policy     Policy            `json:"policy"`
+	// Pipes are the message pipes between operator and guest that the instance has
+	// besides [DefaultPipe].
+	Pipes  []string `json:"pipes,omitempty"`
+	Policy Policy   `json:"policy"`
 	// IMDSv2Only refuses EC2 metadata to requests without a session token. Stock
 	// software sends none unless the machine looks like one of Amazon's.
 	IMDSv2Only bool `json:"imdsv2Only,omitempty"`

@@ -38,7 +38,7 @@ func (s noteSort) limit() (burst int, every time.Duration) {
 	switch s.event {
 	case imprint.EventRead:
 		return readBurst, readEvery
-	case imprint.EventServed:
+	case imprint.EventServed, imprint.EventMessage:
 		return servedBurst, servedEvery
 	}
 	return refusalBurst, refusalEvery

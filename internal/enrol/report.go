@@ -29,6 +29,9 @@ func report(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.Chan
 	if r.Kind == imprint.ReportRefused { // also when the generation is over
 		return imprint.Change{Keep: true, Events: []imprint.Event{event(imprint.EventRefused, r.Channel, "reason", clip(r.Name), "from", clip(r.From))}}, nil
 	}
+	if r.Kind == imprint.ReportMessage { // likewise
+		return imprint.Change{Keep: true, Events: []imprint.Event{event(imprint.EventMessage, r.Channel, "what", clip(r.Name), "from", clip(r.From))}}, nil
+	}
 	if r.Kind == imprint.ReportNIC { // it is the instance's, not the generation's
 		return chosen(i, r)
 	}
@@ -76,6 +79,8 @@ func kept(i *imprint.Instance, r *imprint.Report, c *imprint.Change) {
 func mayReport(i *imprint.Instance, r *imprint.Report, now time.Time) error {
 	ch, ok := imprint.ChannelOf(r.Channel)
 	switch {
+	case r.Kind == imprint.ReportMessage && r.Channel == "" && r.Witness != "" && r.Witness == i.Spec.Host:
+		return nil // the operator's end of a pipe, which has no channel
 	case !ok:
 		return imprint.Errorf(imprint.Invalid, "report", i.Ref(), "unknown channel %q", r.Channel)
 	case r.Witness != "" && r.Witness == i.Spec.Host && !ch.Live && r.Kind == imprint.ReportDelivered:

@@ -321,6 +321,46 @@ func TestLinkLocal(t *testing.T) {
 	}
 }
 
+// TestMessages: what went through a pipe is on the timeline, by the word of the
+// instance's own host only; an operator's end of a pipe has no channel.
+func TestMessages(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	id := w.reserve(t)
+	for _, channel := range []imprint.ChannelKind{imprint.Serial2, ""} {
+		r := said(id, imprint.ReportMessage, "pipe install", "")
+		r.Channel, r.From = channel, "uid 0"
+		if err := w.engine.Report(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		r.Witness = other
+		if err := w.engine.Report(t.Context(), r); err == nil {
+			t.Errorf("another host reports over %q", channel)
+		}
+		r.Witness = ""
+		if err := w.engine.Report(t.Context(), r); err == nil {
+			t.Errorf("a stranger reports over %q", channel)
+		}
+	}
+	events := w.store.records[id].events
+	n := 0
+	for _, e := range events {
+		if e.Kind == imprint.EventMessage {
+			n++
+			if e.Detail["what"] != "pipe install" || e.Detail["from"] != "uid 0" {
+				t.Errorf("%+v", e)
+			}
+		}
+	}
+	if n != 2 {
+		t.Errorf("%d messages on the timeline: %+v", n, events)
+	}
+	r := said(id, imprint.ReportReady, "", "")
+	if r.Channel = ""; w.engine.Report(t.Context(), r) == nil {
+		t.Error("another report without a channel")
+	}
+}
+
 // TestNeutron: what comes through Neutron's agent may be anybody's in the tenant's
 // network. What the host did goes on record, and what proves nothing anyway.
 func TestNeutron(t *testing.T) {

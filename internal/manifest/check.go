@@ -81,6 +81,7 @@ func check(s *imprint.Spec, values map[string]imprint.Secret) []Problem {
 		c.network(s.Network)
 	}
 	c.channels(s.Channels)
+	c.pipes(s.Pipes)
 	c.params(s, values)
 	slices.SortStableFunc(c.problems, func(a, b Problem) int { return cmp.Compare(a.Field, b.Field) })
 	return c.problems
@@ -203,6 +204,20 @@ func (c *checker) channels(channels []imprint.ChannelKind) {
 		}
 		if slices.Contains(channels[:i], kind) {
 			c.fault(field, "%q is there twice", kind)
+		}
+	}
+}
+
+func (c *checker) pipes(pipes []string) {
+	c.count("pipes", len(pipes), imprint.MaxPipes)
+	for i, name := range pipes {
+		field := fmt.Sprintf("pipes[%d]", i)
+		c.refuse(field, imprint.CheckLabel("pipe", name))
+		switch {
+		case name == imprint.DefaultPipe:
+			c.fault(field, "%q is always there; list the others", name)
+		case slices.Contains(pipes[:i], name):
+			c.fault(field, "%q is there twice", name)
 		}
 	}
 }

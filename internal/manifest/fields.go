@@ -41,6 +41,8 @@ func fieldsOf(m *Manifest) []field {
 			read: nested(paramFields(m)), inner: paramFields(m)},
 		{name: "channels", typ: "list of channels", doc: "The ways between host and guest, of virtio-serial, serial, nic, neutron, est and file; virtio-serial and serial if absent.",
 			read: listInto(&s.Channels, maxListed, parseText)},
+		{name: "pipes", typ: "list of DNS labels", doc: "Message pipes between operator and machine, besides `default`, which is always there; at most 8.",
+			read: listInto(&s.Pipes, imprint.MaxPipes, parseText)},
 		{name: "imdsv2Only", typ: "true or false", doc: "Whether EC2 metadata over the link-local network needs a session token (IMDSv2). Stock software sends none unless the machine looks like one of Amazon's.",
 			read: boolInto(&s.IMDSv2Only)},
 		{name: "enrolment", typ: "mapping", doc: "How the machine may enrol.",

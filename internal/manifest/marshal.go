@@ -40,6 +40,7 @@ type document struct {
 	VendorData      string            `yaml:"vendorData,omitempty"`
 	Params          *params           `yaml:"params,omitempty"`
 	Channels        []string          `yaml:"channels,omitempty"`
+	Pipes           []string          `yaml:"pipes,omitempty"`
 	IMDSv2Only      bool              `yaml:"imdsv2Only,omitempty"`
 	Enrolment       *policy           `yaml:"enrolment,omitempty"`
 	Image           string            `yaml:"image,omitempty"`
@@ -94,7 +95,7 @@ func documentOf(s *imprint.Spec) document {
 		Name: string(s.Name), Tenant: string(s.Tenant), Host: string(s.Host),
 		DNSNames: s.DNSNames, IPs: words(s.IPs), SSHKeys: s.SSHKeys,
 		Network: networkOf(s.Network), Metadata: s.Metadata, UserData: s.UserData, VendorData: s.VendorData,
-		Params: paramsOf(s.Params), Channels: texts(s.Channels), IMDSv2Only: s.IMDSv2Only, Enrolment: policyOf(s.Policy),
+		Params: paramsOf(s.Params), Channels: texts(s.Channels), Pipes: s.Pipes, IMDSv2Only: s.IMDSv2Only, Enrolment: policyOf(s.Policy),
 		Image: s.Image, Personalization: s.Personalization,
 	}
 }
