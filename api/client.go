@@ -196,21 +196,52 @@ func (c *Client) Payload(ctx context.Context, ref string, ttl imprint.Duration) 
 	return c.secret(ctx, at(ref)+"/payload", TokenRequest{ttl})
 }
 
-// SendPipe puts a message of at most [MaxPipeMessage] bytes on the instance's
-// pipe. Kind: Exhausted while the pipe is full.
-func (c *Client) SendPipe(ctx context.Context, ref string, message []byte) error {
-	return c.document(ctx, http.MethodPost, at(ref)+"/pipe", message, nil, "")
-}
-
-// ReceivePipe takes the oldest message that the guest sent; nil if there is none.
-func (c *Client) ReceivePipe(ctx context.Context, ref string) ([]byte, error) {
-	var buf bytes.Buffer
-	err := c.document(ctx, http.MethodPost, at(ref)+"/pipe/receive", nil, &buf, "application/octet-stream")
-	if err != nil || buf.Len() == 0 {
+// Pipes returns what waits in the instance's pipes. Kind: Unavailable if its host
+// cannot be reached, as for all methods with a pipe.
+func (c *Client) Pipes(ctx context.Context, ref string) ([]Pipe, error) {
+	p, err := call[Pipes](ctx, c, http.MethodGet, at(ref)+"/pipes", nil, nil)
+	if err != nil {
 		return nil, err
 	}
-	return buf.Bytes(), nil
+	return p.Pipes, nil
 }
+
+// WritePipe puts a message of at most [imprint.MaxMessage] bytes on a pipe of the
+// instance. A message with the id of the one before is that one, sent again; "" is
+// always another. Kinds: NotFound if there is no such pipe, Exhausted while too
+// many messages wait.
+func (c *Client) WritePipe(ctx context.Context, ref, pipe, id string, message []byte) error {
+	v := url.Values{}
+	set(v, "id", id)
+	resp, err := c.send(ctx, http.MethodPost, Prefix+atPipe(ref, pipe), v, message, "")
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// ReadPipe returns the oldest message that the machine wrote, and its receipt. It
+// stays there until [Client.TakePipe]. If there is none it waits for up to so many
+// seconds, at most [MaxPipeWait]; the receipt is "" if none came.
+func (c *Client) ReadPipe(ctx context.Context, ref, pipe string, seconds int) (message []byte, receipt string, err error) {
+	resp, err := c.send(ctx, http.MethodGet, Prefix+atPipe(ref, pipe), url.Values{"wait": {strconv.Itoa(seconds)}}, nil, "application/octet-stream")
+	if err != nil {
+		return nil, "", err
+	}
+	defer resp.Body.Close()
+	message, err = io.ReadAll(io.LimitReader(resp.Body, imprint.MaxMessage))
+	if err != nil {
+		return nil, "", c.unavailable(err)
+	}
+	return message, resp.Header.Get(MessageHeader), nil
+}
+
+// TakePipe removes the message that has this receipt. It may be repeated.
+func (c *Client) TakePipe(ctx context.Context, ref, pipe, receipt string) error {
+	return c.document(ctx, http.MethodDelete, atPipe(ref, pipe)+"/"+url.PathEscape(receipt), nil, nil, "")
+}
+
+func atPipe(ref, pipe string) string { return at(ref) + "/pipes/" + url.PathEscape(pipe) }
 
 // Authority describes the CA of a tenant; "" is the default tenant, as for all
 // methods with a tenant.

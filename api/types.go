@@ -22,13 +22,16 @@ const Prefix = "/v1"
 
 // Limits that both ends keep.
 const (
-	MaxCreateBody  = 16 << 20 // bytes of a create request: all parameters at their limit
-	MaxBody        = 256 << 10
-	MaxPipeMessage = 16 << 10 // bytes of one message on an instance's pipe
-	MaxPage        = 1000     // instances in one page
-	DefaultPage    = 200
-	MaxReason      = 1 << 10 // bytes of the reason for a revocation
+	MaxCreateBody = 16 << 20 // bytes of a create request: all parameters at their limit
+	MaxBody       = 256 << 10
+	MaxPipeWait   = 20   // seconds for which a read of a pipe waits for a message
+	MaxPage       = 1000 // instances in one page
+	DefaultPage   = 200
+	MaxReason     = 1 << 10 // bytes of the reason for a revocation
 )
+
+// MessageHeader has the receipt of the message that a read of a pipe answers with.
+const MessageHeader = "X-Imprint-Message"
 
 // Instance is an instance as the API shows it.
 type Instance struct {
@@ -156,6 +159,24 @@ type Port struct {
 	Dialled   bool                `json:"dialled,omitempty" doc:"The hypervisor listens on the socket and imprint connects; else the other way round."`
 	Connected bool                `json:"connected,omitempty" doc:"A hypervisor is at the other end."`
 	Problem   string              `json:"problem,omitempty" doc:"Why it cannot be used at present."`
+}
+
+// Pipe is what waits in one of an instance's pipes, in the memory of its host.
+type Pipe struct {
+	Name        string  `json:"name"`
+	ToMachine   Waiting `json:"toMachine"`
+	FromMachine Waiting `json:"fromMachine"`
+}
+
+// Waiting counts messages that their reader has not taken.
+type Waiting struct {
+	Messages int `json:"messages"`
+	Bytes    int `json:"bytes"`
+}
+
+// Pipes are all pipes of an instance.
+type Pipes struct {
+	Pipes []Pipe `json:"pipes"`
 }
 
 // Timeline is the kept part of an instance's events, oldest first.

@@ -225,6 +225,16 @@ func atMostOne(c *cobra.Command, args []string) error {
 	return exactArgs()(c, args[min(1, len(args)):])
 }
 
+// oneOrTwo accepts first, and second after it or nothing.
+func oneOrTwo(first, second string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) < 2 {
+			return exactArgs(first)(c, args)
+		}
+		return exactArgs(first, second)(c, args)
+	}
+}
+
 // oneOrMore accepts any number of what but none.
 func oneOrMore(what string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error { return exactArgs(what)(c, args[:min(1, len(args))]) }

@@ -1,15 +1,11 @@
 package cli
 
 import (
-	"bytes"
 	"fmt"
-	"io"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
 	"imprint"
-	"imprint/api"
 )
 
 func (p *program) payloadCommand() *cobra.Command {
@@ -45,63 +41,4 @@ and spent when that machine confirms. Only the latest token counts.`,
 	c.Flags().StringVar(&ttl, "ttl", "", "how long the token may be used, like 36h")
 	c.MarkFlagRequired("out")
 	return c
-}
-
-func (p *program) pipeCommand() *cobra.Command {
-	c := group(&cobra.Command{
-		Use:   "pipe",
-		Short: "Exchange messages with a machine over its channel",
-	})
-	c.AddCommand(
-		&cobra.Command{
-			Use: "send NAME", Short: "Queue standard input as one message for the machine",
-			Args: exactArgs("an instance"), ValidArgsFunction: p.completeInstances,
-			RunE: func(c *cobra.Command, args []string) error {
-				message, err := io.ReadAll(io.LimitReader(p.in, api.MaxPipeMessage+1))
-				if err != nil {
-					return imprint.Errorf(imprint.Unavailable, "read", "message", "%w", err)
-				}
-				if len(message) == 0 {
-					return imprint.Errorf(imprint.Invalid, "send message to", args[0], "it is empty").
-						WithHint("write it to standard input: echo hello | imprint pipe send %s", args[0])
-				}
-				if len(message) > api.MaxPipeMessage {
-					return imprint.Errorf(imprint.Exhausted, "send message to", args[0], "more than %d bytes", api.MaxPipeMessage).
-						WithHint("send it in several messages")
-				}
-				client := p.client()
-				defer client.Close()
-				return client.SendPipe(c.Context(), args[0], message)
-			},
-		},
-		&cobra.Command{
-			Use: "receive NAME", Short: "Print the oldest message from the machine, if there is one",
-			Args: exactArgs("an instance"), ValidArgsFunction: p.completeInstances,
-			RunE: func(c *cobra.Command, args []string) error {
-				client := p.client()
-				defer client.Close()
-				message, err := client.ReceivePipe(c.Context(), args[0])
-				if err != nil {
-					return err
-				}
-				if isTerminal(p.out) {
-					message = harmless(message)
-				}
-				_, err = p.out.Write(message)
-				return err
-			},
-		},
-	)
-	return c
-}
-
-// harmless replaces in a machine's message what a terminal would obey. Root of
-// the machine is not root of the operator's terminal.
-func harmless(message []byte) []byte {
-	return bytes.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
-			return r
-		}
-		return unicode.ReplacementChar
-	}, message)
 }

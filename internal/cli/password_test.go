@@ -67,9 +67,22 @@ func post(ts *testscript.TestScript, _ bool, args []string) {
 		text, err = posted(key, args[2])
 		ts.Check(err)
 	}
+	guestPuts(ts, args[0], dialect.KeyPassword, text)
+}
+
+// put is a script's "put NAME KEY VALUE": root of the machine sets a key over its
+// serial port.
+func put(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 3 {
+		ts.Fatalf("usage: put NAME KEY VALUE")
+	}
+	guestPuts(ts, args[0], args[1], []byte(args[2]))
+}
+
+func guestPuts(ts *testscript.TestScript, name, key string, value []byte) {
 	server := api.NewUnix(ts.Getenv("IMPRINT_SOCKET"))
 	defer server.Close()
-	one, err := server.Get(context.Background(), args[0])
+	one, err := server.Get(context.Background(), name)
 	ts.Check(err)
 	client := triton.NewClient(func(context.Context) (io.ReadWriteCloser, error) {
 		conn, err := net.Dial("unix", filepath.Join(ts.Getenv("RUN"), string(one.ID), "serial.sock"))
@@ -81,7 +94,7 @@ func post(ts *testscript.TestScript, _ bool, args []string) {
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	ts.Check(client.Put(ctx, dialect.KeyPassword, text))
+	ts.Check(client.Put(ctx, key, value))
 }
 
 func TestEveryFormOfAKeyOpensThePassword(t *testing.T) {

@@ -86,6 +86,7 @@ func TestScripts(t *testing.T) {
 			"plug":         plug,
 			"hangup":       hangUp,
 			"post":         post,
+			"put":          put,
 			"waitfor":      waitFor,
 			"expand":       expand,
 			"flip":         flip,

@@ -235,10 +235,10 @@ params:
 	if err := m.Put(ctx, "imprint:pipe", []byte(c.fresh("message from the machine"))); err != nil {
 		t.Error(err)
 	}
-	if got, err := server.ReceivePipe(ctx, "web-1"); err != nil || string(got) != string(c["message from the machine"]) {
+	if got, _, err := server.ReadPipe(ctx, "web-1", imprint.DefaultPipe, 0); err != nil || string(got) != string(c["message from the machine"]) {
 		t.Errorf("the message is %q, %v", got, err)
 	}
-	run(c.fresh("message to the machine"), "pipe", "send", "web-1")
+	run(c.fresh("message to the machine"), "pipe", "write", "web-1")
 	if got, err := m.Get(ctx, "imprint:pipe"); err != nil || !bytes.Contains(got, c["message to the machine"]) {
 		t.Errorf("the message is %q, %v", got, err)
 	}

@@ -161,45 +161,6 @@ func (h *hosts) look(ctx context.Context, i *imprint.Instance) hostapi.Answer {
 	return a
 }
 
-// Send queues a message for the guest.
-func (h *hosts) Send(ctx context.Context, id imprint.InstanceID, message []byte) error {
-	i, err := h.store.Instance(ctx, id)
-	if err != nil {
-		return err
-	}
-	if !h.elsewhere(ctx, i.Spec.Host) {
-		return h.host.Send(id, message)
-	}
-	_, err = h.api.Call(ctx, i.Spec.Host, hostapi.Call{Kind: hostapi.CallSend, Instance: id, Value: message})
-	return err
-}
-
-// receivePatience is how long an operator's receive waits for a message.
-const receivePatience = time.Second
-
-// Receive takes the oldest message at once; the control API's caller has it when
-// the answer arrives.
-func (h *hosts) Receive(ctx context.Context, id imprint.InstanceID) ([]byte, bool, error) {
-	i, err := h.store.Instance(ctx, id)
-	if err != nil {
-		return nil, false, err
-	}
-	if h.elsewhere(ctx, i.Spec.Host) {
-		a, err := h.api.Call(ctx, i.Spec.Host, hostapi.Call{Kind: hostapi.CallReceive, Instance: id})
-		return a.Message, a.Message != nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, receivePatience)
-	defer cancel()
-	message, err := h.host.Receive(ctx, id)
-	switch {
-	case ctx.Err() != nil:
-		return nil, false, nil
-	case err != nil:
-		return nil, false, err
-	}
-	return message, true, h.host.Acknowledge(id, imprint.DigestOf(message))
-}
-
 // checkSpec refuses a machine of the hypervisors' tenant that is none, or that
 // would be a server.
 func (h *hosts) checkSpec(ctx context.Context, spec *imprint.Spec) error {

@@ -125,7 +125,7 @@ func (h *hypervisor) untilConnected(t *testing.T, server *process, ref string) *
 
 func placedOn(name, host string) imprint.Spec {
 	spec := serialOnly(name)
-	spec.Host = imprint.HostName(host)
+	spec.Host, spec.Pipes = imprint.HostName(host), []string{"install"}
 	spec.Params = []imprint.Param{
 		{Name: "motd", Visibility: imprint.Public, Value: "hello"},
 		{Name: "db-password", Visibility: imprint.Private},
@@ -230,18 +230,7 @@ func TestHypervisor(t *testing.T) {
 	}
 
 	// Messages go both ways.
-	if err := server.SendPipe(ctx, "web-1", []byte("down")); err != nil {
-		t.Error(err)
-	}
-	if b, err := m.Get(ctx, "imprint:pipe"); err != nil || !strings.Contains(string(b), "down") {
-		t.Errorf("the message is %q, %v", b, err)
-	}
-	if err := m.Put(ctx, "imprint:pipe", []byte("up")); err != nil {
-		t.Error(err)
-	}
-	if b, err := server.ReceivePipe(ctx, "web-1"); err != nil || string(b) != "up" {
-		t.Errorf("the message is %q, %v", b, err)
-	}
+	exchange(t, server.Client, m, "imprint:pipe/install", "install")
 	before := reads(t, server, "web-1")
 
 	// The server dies. The machine reads on, and says that it is ready.

@@ -113,6 +113,13 @@ func plugIn(t *testing.T, server *serving, ref string) *plugged {
 // status and body.
 func (g *plugged) ask(t *testing.T, root bool, method, path, body string) (int, string) {
 	t.Helper()
+	status, _, text := g.request(t, root, method, path, body)
+	return status, text
+}
+
+// request is ask that returns the reply's header too.
+func (g *plugged) request(t *testing.T, root bool, method, path, body string) (int, http.Header, string) {
+	t.Helper()
 	dialer := &net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		if root {
@@ -143,7 +150,7 @@ func (g *plugged) ask(t *testing.T, root bool, method, path, body string) (int, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	return resp.StatusCode, string(b)
+	return resp.StatusCode, resp.Header, string(b)
 }
 
 // bindPrivileged binds a socket to a port that only root has, as curl --local-port does.

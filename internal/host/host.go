@@ -288,34 +288,3 @@ func (h *Host) Serve(ctx context.Context, id imprint.InstanceID, kind imprint.Ch
 	}
 	return u.serve(ctx, kind, conn)
 }
-
-// Send queues a message for the guest, which finds it under imprint:pipe. It
-// fails with kind [imprint.Exhausted] if the message is larger than
-// [MaxMessage] or the queue is full, and [imprint.NotFound] for an unknown instance.
-func (h *Host) Send(id imprint.InstanceID, message []byte) error {
-	u, err := h.known("send", id)
-	if err != nil {
-		return err
-	}
-	return u.down.put(message)
-}
-
-// Receive returns the guest's oldest message and leaves it in the queue; it
-// waits for one until ctx ends. [Host.Acknowledge] takes it out.
-func (h *Host) Receive(ctx context.Context, id imprint.InstanceID) ([]byte, error) {
-	u, err := h.known("receive", id)
-	if err != nil {
-		return nil, err
-	}
-	return u.up.wait(ctx)
-}
-
-// Acknowledge removes the guest's oldest message if its digest is d.
-func (h *Host) Acknowledge(id imprint.InstanceID, d imprint.Digest) error {
-	u, err := h.known("acknowledge", id)
-	if err != nil {
-		return err
-	}
-	u.up.acknowledge(d)
-	return nil
-}

@@ -29,13 +29,12 @@ type metadataGuest struct {
 // only in the log.
 const maxAccesses = 64
 
-// newMetadataGuest returns the instance with a server that has what c says
-// besides.
-func newMetadataGuest(u *unit, kind imprint.ChannelKind, c metadata.Config) (*metadataGuest, error) {
+// newMetadataGuest returns the instance with a server that has what more adds.
+func newMetadataGuest(u *unit, kind imprint.ChannelKind, more func(*metadataGuest, *metadata.Config)) (*metadataGuest, error) {
 	channel, _ := imprint.ChannelOf(kind)
 	g := &metadataGuest{unit: u, channel: channel, accesses: make(chan metadata.Access, maxAccesses)}
-	c.Guest, c.Reporter, c.Inbox, c.Native, c.Logger, c.Now = g, g, g, g, u.log, u.host.c.Now
-	c.SourcePorts = channel.SourcePorts
+	c := metadata.Config{Guest: g, Reporter: g, Inbox: g, Native: g, Logger: u.log, Now: u.host.c.Now, SourcePorts: channel.SourcePorts}
+	more(g, &c)
 	var err error
 	g.server, err = metadata.New(c)
 	return g, err
@@ -170,44 +169,34 @@ func (g *metadataGuest) Delete(ctx context.Context, o metadata.Origin, key strin
 	return err
 }
 
-// pipes are the instance's message queues as Ganeti's guests see them.
-type pipes struct{ unit *unit }
+// guestPipes are the instance's pipes as Ganeti's guests see them; they implement
+// [metadata.Pipes].
+type guestPipes struct{ *metadataGuest }
 
-// pipeName is the name of the only pipe, which is also the one without a name.
-const pipeName = "default"
-
-func (p pipes) check(name string) error {
-	if name != pipeName {
-		return imprint.Errorf(imprint.NotFound, "use", "pipe "+name, "there is only %q", pipeName)
+func (g guestPipes) Next(ctx context.Context, name string) ([]byte, string, error) {
+	p, err := g.unit.pipe(name)
+	if err != nil {
+		return nil, "", err
 	}
+	data, receipt := p.down.wait(ctx)
+	return data, receipt, nil
+}
+
+func (g guestPipes) Take(_ context.Context, name, receipt string) error {
+	p, err := g.unit.pipe(name)
+	if err != nil {
+		return err
+	}
+	g.unit.traffic.add(g.unit, passage{name, toMachine, taken, g.channel.Kind, "root of the machine"}, p.down.take(receipt))
 	return nil
 }
 
-// Next implements [metadata.Pipes].
-func (p pipes) Next(ctx context.Context, name string) ([]byte, error) {
-	if err := p.check(name); err != nil {
-		return nil, err
-	}
-	message, err := p.unit.down.wait(ctx)
-	if ctx.Err() != nil {
-		err = ctx.Err()
-	}
-	return message, err
-}
-
-// Acknowledge implements [metadata.Pipes].
-func (p pipes) Acknowledge(_ context.Context, name string, d imprint.Digest) error {
-	if err := p.check(name); err != nil {
+func (g guestPipes) Write(_ context.Context, name, id string, data []byte) error {
+	p, err := g.unit.pipe(name)
+	if err != nil {
 		return err
 	}
-	p.unit.down.acknowledge(d)
-	return nil
-}
-
-// Write implements [metadata.Pipes].
-func (p pipes) Write(_ context.Context, name string, message []byte) error {
-	if err := p.check(name); err != nil {
-		return err
-	}
-	return p.unit.up.put(message)
+	size, err := p.up.put(data, id)
+	g.unit.traffic.add(g.unit, passage{name, fromMachine, written, g.channel.Kind, "root of the machine"}, size)
+	return err
 }

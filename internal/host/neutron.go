@@ -45,7 +45,7 @@ func (h *Host) Proxied(_ context.Context, instance, project string) (*metadata.S
 // proxy makes the instance one that [Host.Proxied] finds.
 func (u *unit) proxy() *way {
 	p := u.port(imprint.Neutron)
-	g, err := newMetadataGuest(u, imprint.Neutron, metadata.Config{Proxied: true})
+	g, err := newMetadataGuest(u, imprint.Neutron, func(_ *metadataGuest, c *metadata.Config) { c.Proxied = true })
 	if err != nil { // a fault of this program
 		p.trouble(err)
 		return &way{stop: func() {}}

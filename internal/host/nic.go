@@ -122,8 +122,10 @@ type nic struct {
 
 // newNIC returns an interface that is not there yet.
 func newNIC(u *unit) (*nic, error) {
-	g, err := newMetadataGuest(u, imprint.LinkLocal, metadata.Config{Pipes: pipes{u}})
-	return &nic{metadataGuest: g}, err
+	n := &nic{}
+	var err error
+	n.metadataGuest, err = newMetadataGuest(u, imprint.LinkLocal, func(g *metadataGuest, c *metadata.Config) { c.Pipes = guestPipes{g} })
+	return n, err
 }
 
 // link starts serving the instance's interface.

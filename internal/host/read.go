@@ -34,11 +34,9 @@ func (s *session) native(ctx context.Context, snap *snapshot, key string) ([]byt
 		return nil, notFound(key)
 	case dialect.KeyParams:
 		return dialect.Params(inst, func(p imprint.Param) bool { return s.available(inst, p) })
-	case dialect.KeyPipe:
-		if message, _, ok := s.unit.down.peek(); ok {
-			return message, nil
-		}
-		return nil, notFound(key)
+	}
+	if name, digest, ok := pipeOf(key); ok && digest == "" {
+		return s.readPipe(key, name)
 	}
 	if v, ok := snap.native[s.channel.Kind].Lookup(key); ok {
 		return v.Data, nil
@@ -48,6 +46,18 @@ func (s *session) native(ctx context.Context, snap *snapshot, key string) ([]byt
 	}
 	if name, ok := strings.CutPrefix(key, dialect.KeySealed); ok {
 		return s.sealed(ctx, inst, name)
+	}
+	return nil, notFound(key)
+}
+
+// readPipe returns the oldest message to the machine.
+func (s *session) readPipe(key, name string) ([]byte, error) {
+	p, err := s.unit.pipe(name)
+	if err != nil {
+		return nil, err
+	}
+	if m, _, ok := p.down.next(); ok {
+		return m.data, nil
 	}
 	return nil, notFound(key)
 }

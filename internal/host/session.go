@@ -73,8 +73,12 @@ func (s *session) Delete(ctx context.Context, key string) error {
 
 // delete removes a key.
 func (s *session) delete(snap *snapshot, key string) error {
-	if digest, ok := strings.CutPrefix(key, dialect.KeyPipe+"/"); ok {
-		s.unit.down.acknowledge(imprint.Digest(digest))
+	if name, digest, ok := pipeOf(key); ok && digest != "" {
+		p, err := s.unit.pipe(name)
+		if err != nil {
+			return err
+		}
+		s.unit.traffic.add(s.unit, passage{name, toMachine, taken, s.channel.Kind, "root of the machine"}, p.down.takeDigest(digest))
 		return nil
 	}
 	if err := writable(snap, key); err != nil {

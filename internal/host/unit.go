@@ -26,9 +26,10 @@ type unit struct {
 	end  context.CancelFunc
 	runs sync.WaitGroup // listeners and their sessions
 
-	notes    *notes // keys that the guest put
-	down, up *queue // messages to and from the guest
-	seed     []byte // what its generator of random numbers may begin with
+	notes   *notes  // keys that the guest put
+	pipes   pipes   // messages to and from the guest
+	traffic traffic // what went through them
+	seed    []byte  // what its generator of random numbers may begin with
 
 	complaints complaints // about the guest, in the log
 
@@ -73,7 +74,7 @@ func newUnit(ctx context.Context, h *Host, id imprint.InstanceID) *unit {
 	rand.Read(seed) // never fails since Go 1.24
 	return &unit{
 		seed: seed, host: h, id: id, log: h.c.Logger.With("instance", id), ctx: ctx, end: end,
-		notes: newNotes(), down: newQueue(), up: newQueue(),
+		notes:   newNotes(),
 		changed: make(chan struct{}),
 		ports:   map[imprint.ChannelKind]*port{},
 		ways:    map[imprint.ChannelKind]*way{},
@@ -100,8 +101,7 @@ func (u *unit) observe(inst *imprint.Instance) {
 	}
 	if old != nil && inst.Generation != old.inst.Generation {
 		u.notes.reset()
-		u.down.reset()
-		u.up.reset()
+		u.pipes.reset()
 	}
 	u.host.c.Secrets.expire(inst.ID, inst.Generation)
 	u.publish(u.rendered(inst, old))

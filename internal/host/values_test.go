@@ -296,7 +296,7 @@ func TestRebirthForgetsWhatTheFormerLifeLeft(t *testing.T) {
 	if err := m.Put(t.Context(), "note", []byte("mine")); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Send(id, []byte("message")); err != nil {
+	if err := h.WritePipe(id, imprint.DefaultPipe, "", []byte("message"), "operator"); err != nil {
 		t.Fatal(err)
 	}
 	w.change(id, func(i *imprint.Instance) {

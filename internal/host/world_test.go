@@ -12,6 +12,7 @@ import (
 	"iter"
 	"math/big"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -154,6 +155,16 @@ func (w *world) reported() (list []string) {
 		list = append(list, strings.TrimSpace(string(r.Kind)+" "+r.Name))
 	}
 	return list
+}
+
+// wait waits until this was reported, for long enough.
+func (w *world) wait(t testing.TB, report string) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !slices.Contains(w.reported(), report); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%q was not reported; there are %q", report, w.reported())
+		}
+	}
 }
 
 func (w *world) tell(n host.Notice) {

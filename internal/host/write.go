@@ -44,13 +44,27 @@ func (s *session) put(ctx context.Context, snap *snapshot, key string, value []b
 			return nil // it came before and the reply was lost
 		}
 		return s.reportUntil(ctx, inst, imprint.ReportPassword, value, func(e *imprint.Enrolment) bool { return e.Password != nil })
-	case dialect.KeyPipe:
-		return s.unit.up.put(value)
+	}
+	if name, digest, ok := pipeOf(key); ok && digest == "" {
+		return s.writePipe(name, value)
 	}
 	if err := writable(snap, key); err != nil {
 		return err
 	}
 	return s.unit.notes.put(key, value)
+}
+
+// writePipe puts a message from the machine on a pipe. The channel has nothing by
+// which to tell a put that is repeated from another one but its content: who means
+// two equal messages in a row numbers them.
+func (s *session) writePipe(name string, value []byte) error {
+	p, err := s.unit.pipe(name)
+	if err != nil {
+		return err
+	}
+	size, err := p.up.put(value, string(imprint.DigestOf(value)))
+	s.unit.traffic.add(s.unit, passage{name, fromMachine, written, s.channel.Kind, "root of the machine"}, size)
+	return err
 }
 
 func atMost(key string, value []byte, limit int) error {

@@ -255,6 +255,7 @@ func (s *Server) report(c *call) error {
 	}
 	// Channel and kind become labels of metrics, of which there must not be many.
 	_, known := imprint.ChannelOf(in.Channel)
+	known = known || in.Kind == imprint.ReportMessage && in.Channel == "" // the operator's end of a pipe
 	switch {
 	case len(in.ID) > maxID:
 		return imprint.Errorf(imprint.Invalid, "read", "report", "an identifier of %d bytes; the limit is %d", len(in.ID), maxID)

@@ -91,10 +91,12 @@ type TenantFacts struct {
 
 // The calls that a control plane makes.
 const (
-	CallSecret  = "secret"  // keep Value as the secret parameter Name of Generation, in memory only
-	CallLook    = "look"    // tell the ports and the secret values at hand
-	CallSend    = "send"    // queue Value for the guest
-	CallReceive = "receive" // take the oldest message from the guest
+	CallSecret = "secret" // keep Value as the secret parameter Name of Generation, in memory only
+	CallLook   = "look"   // tell the ports and the secret values at hand
+	CallPipes  = "pipes"  // tell what waits in the pipes
+	CallWrite  = "write"  // put Value on the pipe Name for the guest; Message is what its writer calls it
+	CallRead   = "read"   // tell the oldest message from the guest in the pipe Name
+	CallTake   = "take"   // remove the one with the receipt Message
 )
 
 // Call asks a host for something about an instance.
@@ -105,6 +107,8 @@ type Call struct {
 	Generation imprint.Generation `json:"generation,omitempty"`
 	Name       string             `json:"name,omitempty"`
 	Value      []byte             `json:"value,omitempty"`
+	Message    string             `json:"message,omitempty"`
+	By         string             `json:"by,omitempty"` // who wants it, in words
 }
 
 // Answer is what a host says to a [Call].
@@ -112,7 +116,22 @@ type Answer struct {
 	Error   *problem `json:"error,omitempty"`
 	Ports   []Port   `json:"ports,omitempty"`   // look
 	Held    []string `json:"held,omitempty"`    // look: the secret values of the generation
-	Message []byte   `json:"message,omitempty"` // receive; none if there is no message
+	Pipes   []Pipe   `json:"pipes,omitempty"`   // pipes
+	Message []byte   `json:"message,omitempty"` // read; none if there is no message
+	Receipt string   `json:"receipt,omitempty"` // read: the message's; "" if there is none
+}
+
+// Pipe is what waits in one of an instance's pipes.
+type Pipe struct {
+	Name        string  `json:"name"`
+	ToMachine   Waiting `json:"toMachine"`
+	FromMachine Waiting `json:"fromMachine"`
+}
+
+// Waiting counts messages that their reader has not taken.
+type Waiting struct {
+	Messages int `json:"messages"`
+	Bytes    int `json:"bytes"`
 }
 
 // Limits on what an operator is shown of an answer.
@@ -126,6 +145,13 @@ const (
 func (a *Answer) clean() error {
 	if len(a.Ports) > maxPorts || len(a.Held) > imprint.MaxParams {
 		return imprint.Errorf(imprint.Invalid, "read", "answer", "%d ports and %d values; at most %d and %d", len(a.Ports), len(a.Held), maxPorts, imprint.MaxParams)
+	}
+	if len(a.Pipes) > imprint.MaxPipes+1 || len(a.Message) > imprint.MaxMessage || len(a.Receipt) > maxID {
+		return imprint.Errorf(imprint.Invalid, "read", "answer", "%d pipes and a message of %d bytes", len(a.Pipes), len(a.Message))
+	}
+	a.Receipt = printable(a.Receipt)
+	for i := range a.Pipes {
+		a.Pipes[i].Name = printable(a.Pipes[i].Name)
 	}
 	for i := range a.Ports {
 		p := &a.Ports[i]

@@ -35,8 +35,8 @@ const (
 	MaxPhoneHome       = 64 << 10 // bytes of a phone-home form
 	MaxPhoneHomeFields = 32       // fields of it
 	MaxNativeValue     = 64 << 10 // bytes of a value put below /imprint/v1/
-	MaxPipeMessage     = 11 << 10 // bytes of one message; so that it fits a serial frame too
 	maxPipeReads       = 16       // waiting at a time; more are answered as if nothing came
+	maxMessageID       = 128      // bytes of what a writer calls a message
 	maxIPv6Zone        = 64       // bytes of the zone in a Host field
 	maxAccessName      = 128      // bytes of what an [Access] quotes from a request
 	maxReason          = 256      // bytes of why it was refused, which may quote it too
@@ -145,13 +145,13 @@ type Native interface {
 // Pipes carry messages between the operator and the guest's root. Names are DNS
 // labels; a name that is not in use fails with kind NotFound.
 type Pipes interface {
-	// Next returns the oldest message to the guest. If there is none it waits
-	// until one comes or ctx ends, which it returns as ctx's error. The message stays.
-	Next(ctx context.Context, name string) ([]byte, error)
-	// Acknowledge removes the oldest message if its digest is d; otherwise it
-	// does nothing, so that it may be repeated.
-	Acknowledge(ctx context.Context, name string, d imprint.Digest) error
-	// Write takes a message from the guest. It fails with kind Exhausted while too
-	// many wait.
-	Write(ctx context.Context, name string, message []byte) error
+	// Next returns the oldest message to the guest, which stays, and its receipt. If
+	// there is none it waits until one comes or ctx ends; then the receipt is "".
+	Next(ctx context.Context, name string) (message []byte, receipt string, err error)
+	// Take removes the oldest message if it has this receipt; otherwise it does
+	// nothing, so that it may be repeated.
+	Take(ctx context.Context, name, receipt string) error
+	// Write takes a message from the guest. If id is not "" and that of the message
+	// before, it is the same one. It fails with kind Exhausted while too many wait.
+	Write(ctx context.Context, name, id string, message []byte) error
 }

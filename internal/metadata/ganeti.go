@@ -2,7 +2,6 @@ package metadata
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -29,16 +28,13 @@ const (
 	writePath = "ganeti/latest/write"
 )
 
-// defaultPipe is the pipe that a request without a name means.
-const defaultPipe = "default"
-
 // pipeOf returns the pipe that name asks for below path.
 func pipeOf(name, path string) (pipe string, ok bool) {
 	switch rest, ok := strings.CutPrefix(name, path); {
 	case !ok:
 		return "", false
 	case rest == "":
-		return defaultPipe, true
+		return imprint.DefaultPipe, true
 	case rest[0] == '/' && imprint.CheckLabel("pipe", rest[1:]) == nil:
 		return rest[1:], true
 	}
@@ -97,9 +93,9 @@ func (c *call) parameters() {
 // readPipe answers with the oldest message of a pipe, and waits for one for a
 // while; an empty reply says that none came. Reading removes nothing, since the
 // reader may die with the message: it is removed when a later request says by its
-// digest that it has it, and that request gets the next.
+// receipt that it has it, and that request gets the next.
 //
-//	GET /ganeti/latest/read[/NAME][?after=DIGEST][&wait=SECONDS]
+//	GET /ganeti/latest/read[/NAME][?after=RECEIPT][&wait=SECONDS]
 func (c *call) readPipe(pipe string) {
 	if !c.rootOnly(http.MethodGet) {
 		return
@@ -119,26 +115,29 @@ func (c *call) readPipe(pipe string) {
 	}
 	defer c.s.reading.Add(-1)
 	if after := query.Get("after"); after != "" {
-		if err := c.s.c.Pipes.Acknowledge(c.r.Context(), pipe, imprint.Digest(after)); err != nil {
+		if err := c.s.c.Pipes.Take(c.r.Context(), pipe, after); err != nil {
 			c.failWith(err)
 			return
 		}
 	}
 	ctx, cancel := context.WithTimeout(c.r.Context(), wait)
 	defer cancel()
-	message, err := c.s.c.Pipes.Next(ctx, pipe)
+	message, receipt, err := c.s.c.Pipes.Next(ctx, pipe)
 	switch {
-	case err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()):
-		c.write(empty)
 	case err != nil:
 		c.failWith(err)
+	case receipt == "":
+		c.write(empty)
 	default:
-		c.w.Header().Set(pipeMessageHeader, string(imprint.DigestOf(message)))
+		c.w.Header().Set(pipeMessageHeader, receipt)
 		c.write(newPage(message, octets))
 	}
 }
 
-// writePipe takes a message.
+// writePipe takes a message. A writer that may have to repeat itself calls each
+// message something else: the same again is the same message.
+//
+//	POST /ganeti/latest/write[/NAME][?id=TEXT]
 func (c *call) writePipe(pipe string) {
 	if !c.rootOnly(http.MethodPost) {
 		return
@@ -147,7 +146,12 @@ func (c *call) writePipe(pipe string) {
 		c.fail(http.StatusLengthRequired)
 		return
 	}
-	if message, ok := c.body(MaxPipeMessage); ok {
-		c.reply(func(ctx context.Context) error { return c.s.c.Pipes.Write(ctx, pipe, message) })
+	id := c.r.URL.Query().Get("id")
+	if len(id) > maxMessageID {
+		c.tell(http.StatusBadRequest, "The id is too long.")
+		return
+	}
+	if message, ok := c.body(imprint.MaxMessage); ok {
+		c.reply(func(ctx context.Context) error { return c.s.c.Pipes.Write(ctx, pipe, id, message) })
 	}
 }

@@ -92,7 +92,7 @@ func TestBodiesThatAreNotWhole(t *testing.T) {
 }
 
 // pipeGet reads a pipe as root.
-func pipeGet(w *world, path string) (status int, message, digest string) {
+func pipeGet(w *world, path string) (status int, message, receipt string) {
 	reply := w.reply(request(rootPort, "GET", path, ""))
 	return reply.Code, reply.Body.String(), reply.Header().Get("X-Imprint-Message")
 }
@@ -101,21 +101,27 @@ func TestMessagesStayUntilTheReaderSaysItHasThem(t *testing.T) {
 	t.Parallel()
 	const read = "/ganeti/latest/read"
 	w := newWorld(t, instance(), nil)
-	w.send("default", "first\n")
-	w.send("default", "second\n")
+	for _, message := range []string{"same\n", "same\n", "last\n"} {
+		w.send("default", message)
+	}
 	w.send("console", "elsewhere")
-	var digest string
+	var receipt string
 	for range 3 { // readers that die with the message lose nothing
 		var status int
 		var message string
-		if status, message, digest = pipeGet(w, read); status != 200 || message != "first\n" || digest != string(imprint.DigestOf([]byte(message))) {
-			t.Fatalf("%d %q %s", status, message, digest)
+		if status, message, receipt = pipeGet(w, read); status != 200 || message != "same\n" || receipt == "" {
+			t.Fatalf("%d %q %s", status, message, receipt)
 		}
 	}
-	for range 2 { // a repeated acknowledgement removes nothing else
-		if _, message, _ := pipeGet(w, read+"?after="+digest); message != "second\n" {
-			t.Errorf("after the first: %q", message)
+	var second string
+	for range 2 { // the reply to an acknowledgement was lost: it removes nothing else, and no equal message
+		var message string
+		if _, message, second = pipeGet(w, read+"?after="+receipt); message != "same\n" || second == receipt {
+			t.Errorf("after the first: %q with receipt %s", message, second)
 		}
+	}
+	if _, message, _ := pipeGet(w, read+"?after="+second); message != "last\n" {
+		t.Errorf("after the second: %q", message)
 	}
 	if _, message, _ := pipeGet(w, read+"/console?wait=0"); message != "elsewhere" {
 		t.Errorf("the other pipe: %q", message)
@@ -163,9 +169,9 @@ func TestWritingAPipe(t *testing.T) {
 		want                     int
 	}{
 		{processPort, "POST", write, "x", 403}, {rootPort, "GET", write, "", 405}, {rootPort, "POST", write + "/", "x", 404},
-		{rootPort, "POST", write, strings.Repeat("x", metadata.MaxPipeMessage+1), 400},
+		{rootPort, "POST", write, strings.Repeat("x", imprint.MaxMessage+1), 400},
 		{rootPort, "POST", write, "one", 200}, {rootPort, "POST", write, "two", 200}, {rootPort, "POST", write, "three", 400},
-		{rootPort, "POST", write + "/console", "four", 200},
+		{rootPort, "POST", write + "/console", "four", 200}, {rootPort, "POST", write + "?id=" + strings.Repeat("x", 129), "x", 400},
 	} {
 		if status, body := w.do(c.from, c.method, c.path, c.body); status != c.want {
 			t.Errorf("%s %s from %s: %d %q, want %d", c.method, c.path, c.from, status, body, c.want)
@@ -177,6 +183,20 @@ func TestWritingAPipe(t *testing.T) {
 		t.Errorf("without a length: %d", reply.Code)
 	}
 	if got := strings.Join(w.up["default"], " ") + "/" + strings.Join(w.up["console"], " "); got != "one two/four" {
+		t.Errorf("arrived %q", got)
+	}
+}
+
+// What a writer calls the same is one message: the first reply was lost.
+func TestAWriterMayRepeatItself(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, instance(), nil)
+	for _, query := range []string{"?id=1", "?id=1", "?id=2"} {
+		if status, body := w.do(rootPort, "POST", "/ganeti/latest/write"+query, "tick"); status != 200 {
+			t.Errorf("%s: %d %s", query, status, body)
+		}
+	}
+	if got := w.up["default"]; len(got) != 2 {
 		t.Errorf("arrived %q", got)
 	}
 }

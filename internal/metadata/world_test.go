@@ -3,6 +3,7 @@ package metadata_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -44,6 +45,8 @@ type world struct {
 	down     map[string][][]byte // messages to the guest, by pipe
 	up       map[string][]string
 	arrived  chan struct{} // closed when a message comes down
+	taken    map[string]int
+	lastID   string
 }
 
 func instance() *imprint.Instance {
@@ -72,7 +75,7 @@ func newWorld(t testing.TB, inst *imprint.Instance, change func(*metadata.Config
 	t.Helper()
 	w := &world{
 		t: t, inst: inst, now: time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC),
-		put: map[string]string{}, down: map[string][][]byte{"default": nil, "console": nil}, up: map[string][]string{}, arrived: make(chan struct{}),
+		put: map[string]string{}, down: map[string][][]byte{"default": nil, "console": nil}, up: map[string][]string{}, arrived: make(chan struct{}), taken: map[string]int{},
 	}
 	w.config = metadata.Config{
 		Guest: w, Reporter: w, Inbox: w, Native: w, Pipes: w, SourcePorts: true,
@@ -166,42 +169,47 @@ func (w *world) Delete(_ context.Context, _ metadata.Origin, key string) error {
 	return nil
 }
 
-func (w *world) Next(ctx context.Context, name string) ([]byte, error) {
+func (w *world) Next(ctx context.Context, name string) ([]byte, string, error) {
 	for {
 		w.mu.Lock()
 		queue, ok := w.down[name]
 		arrived := w.arrived
+		receipt := fmt.Sprint(name, w.taken[name])
 		w.mu.Unlock()
 		switch {
 		case !ok:
-			return nil, imprint.Errorf(imprint.NotFound, "read", "pipe", "no pipe %s", name)
+			return nil, "", imprint.Errorf(imprint.NotFound, "read", "pipe", "no pipe %s", name)
 		case len(queue) > 0:
-			return queue[0], nil
+			return queue[0], receipt, nil
 		}
 		select {
 		case <-arrived:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, "", nil
 		}
 	}
 }
 
-func (w *world) Acknowledge(_ context.Context, name string, d imprint.Digest) error {
+func (w *world) Take(_ context.Context, name, receipt string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if q := w.down[name]; len(q) > 0 && imprint.DigestOf(q[0]) == d {
+	if q := w.down[name]; len(q) > 0 && receipt == fmt.Sprint(name, w.taken[name]) {
 		w.down[name] = q[1:]
+		w.taken[name]++
 	}
 	return nil
 }
 
-func (w *world) Write(_ context.Context, name string, message []byte) error {
+func (w *world) Write(_ context.Context, name, id string, message []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.up[name]) >= 2 {
+	switch {
+	case id != "" && id == w.lastID:
+		return nil
+	case len(w.up[name]) >= 2:
 		return imprint.Errorf(imprint.Exhausted, "send", "message", "2 messages wait to be read")
 	}
-	w.up[name] = append(w.up[name], string(message))
+	w.up[name], w.lastID = append(w.up[name], string(message)), id
 	return nil
 }
 

@@ -33,9 +33,10 @@ type ControlPlane interface {
 type Guests interface {
 	Refresh()
 	Ports(id imprint.InstanceID) []host.Port
-	Send(id imprint.InstanceID, message []byte) error
-	Receive(ctx context.Context, id imprint.InstanceID) ([]byte, error)
-	Acknowledge(id imprint.InstanceID, d imprint.Digest) error
+	Pipes(id imprint.InstanceID) ([]host.Pipe, error)
+	WritePipe(id imprint.InstanceID, pipe, messageID string, data []byte, by string) error
+	ReadPipe(ctx context.Context, id imprint.InstanceID, pipe string) (data []byte, receipt string, err error)
+	TakePipe(id imprint.InstanceID, pipe, receipt, by string) error
 }
 
 // Config is what a [Relay] needs; all of it is.
@@ -352,15 +353,12 @@ func (r *Relay) answer(ctx context.Context, ask hostapi.Call) {
 	}
 	if err := r.ControlPlane.Answer(ctx, ask.ID, a); err != nil && ctx.Err() == nil {
 		r.Logger.WarnContext(ctx, "a call of the control plane was not answered", "call", ask.Kind, "instance", ask.Instance, "error", err)
-		return
-	}
-	if ask.Kind == hostapi.CallReceive && a.Message != nil {
-		r.guests.Acknowledge(ask.Instance, imprint.DigestOf(a.Message)) // else it is read again
 	}
 }
 
-// receivePatience is how long an operator's receive waits for a message.
-const receivePatience = time.Second
+// readPatience is how long a call waits for a message; the control plane calls
+// again for an operator who waits longer.
+const readPatience = 2 * time.Second
 
 func (r *Relay) perform(ctx context.Context, ask *hostapi.Call) (a hostapi.Answer, err error) {
 	switch ask.Kind {
@@ -374,14 +372,20 @@ func (r *Relay) perform(ctx context.Context, ask *hostapi.Call) (a hostapi.Answe
 			a.Ports = append(a.Ports, hostapi.Port(one))
 		}
 		a.Held = r.Secrets.Held(ask.Instance, ask.Generation)
-	case hostapi.CallSend:
-		return a, r.guests.Send(ask.Instance, ask.Value)
-	case hostapi.CallReceive:
-		ctx, cancel := context.WithTimeout(ctx, receivePatience)
-		defer cancel()
-		if a.Message, err = r.guests.Receive(ctx, ask.Instance); ctx.Err() != nil {
-			return a, nil // there is none
+	case hostapi.CallPipes:
+		list, err := r.guests.Pipes(ask.Instance)
+		for _, one := range list {
+			a.Pipes = append(a.Pipes, hostapi.Pipe{Name: one.Name, ToMachine: hostapi.Waiting(one.ToMachine), FromMachine: hostapi.Waiting(one.FromMachine)})
 		}
+		return a, err
+	case hostapi.CallWrite:
+		return a, r.guests.WritePipe(ask.Instance, ask.Name, ask.Message, ask.Value, ask.By)
+	case hostapi.CallRead:
+		ctx, cancel := context.WithTimeout(ctx, readPatience)
+		defer cancel()
+		a.Message, a.Receipt, err = r.guests.ReadPipe(ctx, ask.Instance, ask.Name)
+	case hostapi.CallTake:
+		return a, r.guests.TakePipe(ask.Instance, ask.Name, ask.Message, ask.By)
 	default:
 		return a, imprint.Errorf(imprint.Invalid, "answer", "call", "this host does not know %q", ask.Kind)
 	}

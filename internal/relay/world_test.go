@@ -130,13 +130,15 @@ func (p *plane) names(id imprint.InstanceID) []string {
 // nobody is a host role that serves no guest.
 type nobody struct{}
 
-func (nobody) Refresh()                                             {}
-func (nobody) Ports(imprint.InstanceID) []host.Port                 { return nil }
-func (nobody) Send(imprint.InstanceID, []byte) error                { return nil }
-func (nobody) Acknowledge(imprint.InstanceID, imprint.Digest) error { return nil }
-func (nobody) Receive(ctx context.Context, _ imprint.InstanceID) ([]byte, error) {
+func (nobody) Refresh()                             {}
+func (nobody) Ports(imprint.InstanceID) []host.Port { return nil }
+
+func (nobody) Pipes(imprint.InstanceID) ([]host.Pipe, error)                      { return nil, nil }
+func (nobody) WritePipe(imprint.InstanceID, string, string, []byte, string) error { return nil }
+func (nobody) TakePipe(imprint.InstanceID, string, string, string) error          { return nil }
+func (nobody) ReadPipe(ctx context.Context, _ imprint.InstanceID, _ string) ([]byte, string, error) {
 	<-ctx.Done()
-	return nil, ctx.Err()
+	return nil, "", nil
 }
 
 func record(id imprint.InstanceID, revision int64) *imprint.Instance {

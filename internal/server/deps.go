@@ -63,12 +63,18 @@ type Params interface {
 	Missing(ctx context.Context, i *imprint.Instance) []string
 }
 
-// Pipes are the message queues between operator and guest.
+// Pipes carry messages between operator and guest. Kinds: NotFound if the
+// instance declares no such pipe, Unavailable if its host cannot be reached.
 type Pipes interface {
-	// Send queues a message for the guest. Kind: Exhausted while the queue is full.
-	Send(ctx context.Context, id imprint.InstanceID, message []byte) error
-	// Receive takes the oldest message from the guest; ok is false if there is none.
-	Receive(ctx context.Context, id imprint.InstanceID) (message []byte, ok bool, err error)
+	ListPipes(ctx context.Context, id imprint.InstanceID) ([]api.Pipe, error)
+	// WritePipe queues a message for the guest; with the id of the one before it is
+	// that one again, unless the id is "". Kind: Exhausted while too many wait.
+	WritePipe(ctx context.Context, id imprint.InstanceID, pipe, messageID string, message []byte, by string) error
+	// ReadPipe returns the oldest message from the guest, which stays, and its
+	// receipt. It waits so long for one; the receipt is "" if none came.
+	ReadPipe(ctx context.Context, id imprint.InstanceID, pipe string, wait time.Duration) (message []byte, receipt string, err error)
+	// TakePipe removes the oldest message from the guest if it has this receipt.
+	TakePipe(ctx context.Context, id imprint.InstanceID, pipe, receipt, by string) error
 }
 
 // Hosts tells how instances are served.

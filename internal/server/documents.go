@@ -43,35 +43,6 @@ func credential(v imprint.Secret, err error) (*document, error) {
 	return &document{octets, v.Reveal()}, nil
 }
 
-type messageInput struct {
-	InstanceRef
-	RawBody []byte `contentType:"application/octet-stream"`
-}
-
-func (s *Server) send(ctx context.Context, in *messageInput) (*nothing, error) {
-	id, err := s.resolve(ctx, in.Ref)
-	if err != nil {
-		return nil, err
-	}
-	if len(in.RawBody) == 0 {
-		return nil, imprint.Errorf(imprint.Invalid, "send", "message", "it is empty")
-	}
-	// huma reuses the body's buffer after the handler.
-	return nil, s.Pipes.Send(ctx, id, append([]byte(nil), in.RawBody...))
-}
-
-func (s *Server) receive(ctx context.Context, in *InstanceRef) (*document, error) {
-	id, err := s.resolve(ctx, in.Ref)
-	if err != nil {
-		return nil, err
-	}
-	message, _, err := s.Pipes.Receive(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	return &document{octets, message}, nil
-}
-
 // TenantRef is the input of operations on one tenant.
 type TenantRef struct {
 	Tenant string `path:"tenant" maxLength:"63"`

@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"imprint"
 	"imprint/api"
@@ -65,7 +66,7 @@ func TestInternalErrors(t *testing.T) {
 	r := start(t, func(c *Config) { c.Pipes = panicking{} })
 	ctx := t.Context()
 	must[*api.Created](t)(r.client.Create(ctx, imprint.Spec{Name: "web-1"}, nil, false))
-	_, panicked := r.client.ReceivePipe(ctx, "web-1")
+	_, _, panicked := r.client.ReadPipe(ctx, "web-1", imprint.DefaultPipe, 0)
 	r.mu.Lock()
 	r.fail = errors.New("etcd: disk /dev/sda1 is on fire")
 	r.mu.Unlock()
@@ -84,7 +85,7 @@ func TestInternalErrors(t *testing.T) {
 
 type panicking struct{ Pipes }
 
-func (panicking) Receive(context.Context, imprint.InstanceID) ([]byte, bool, error) {
+func (panicking) ReadPipe(context.Context, imprint.InstanceID, string, time.Duration) ([]byte, string, error) {
 	panic("index out of reason")
 }
 

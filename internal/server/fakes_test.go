@@ -254,10 +254,14 @@ func (w *world) Missing(_ context.Context, i *imprint.Instance) (names []string)
 	return names
 }
 
-// Send echoes: what the operator sends comes back as if from the guest.
-func (w *world) Send(_ context.Context, id imprint.InstanceID, message []byte) error {
+// WritePipe echoes: what the operator writes comes back as if from the guest. The
+// receipt of a message is what it says.
+func (w *world) WritePipe(_ context.Context, id imprint.InstanceID, pipe, _ string, message []byte, _ string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if pipe != imprint.DefaultPipe {
+		return imprint.Errorf(imprint.NotFound, "use", "pipe "+pipe, "no such pipe")
+	}
 	if len(w.pipes[id]) == 2 {
 		return imprint.Errorf(imprint.Exhausted, "send", "message", "the pipe is full").WithHint("wait until the guest has read")
 	}
@@ -265,15 +269,28 @@ func (w *world) Send(_ context.Context, id imprint.InstanceID, message []byte) e
 	return nil
 }
 
-func (w *world) Receive(_ context.Context, id imprint.InstanceID) ([]byte, bool, error) {
+func (w *world) ReadPipe(_ context.Context, id imprint.InstanceID, _ string, _ time.Duration) ([]byte, string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	q := w.pipes[id]
-	if len(q) == 0 {
-		return nil, false, nil
+	if q := w.pipes[id]; len(q) > 0 {
+		return q[0], string(imprint.DigestOf(q[0])), nil
 	}
-	w.pipes[id] = q[1:]
-	return q[0], true, nil
+	return nil, "", nil
+}
+
+func (w *world) TakePipe(_ context.Context, id imprint.InstanceID, _, receipt, _ string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if q := w.pipes[id]; len(q) > 0 && string(imprint.DigestOf(q[0])) == receipt {
+		w.pipes[id] = q[1:]
+	}
+	return nil
+}
+
+func (w *world) ListPipes(_ context.Context, id imprint.InstanceID) ([]api.Pipe, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return []api.Pipe{{Name: imprint.DefaultPipe, FromMachine: api.Waiting{Messages: len(w.pipes[id])}}}, nil
 }
 
 func (w *world) Watch(ctx context.Context, scope Scope, from int64) iter.Seq2[Notice, error] {

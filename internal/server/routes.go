@@ -35,12 +35,14 @@ func (s *Server) routes() []route {
 	const (
 		get, put, post, del = http.MethodGet, http.MethodPut, http.MethodPost, http.MethodDelete
 		one                 = api.Prefix + "/instances/{ref}"
+		pipe                = one + "/pipes/{pipe}"
 		ca                  = api.Prefix + "/ca/{tenant}"
 	)
 	var (
 		unknown = []imprint.Kind{imprint.NotFound}
 		input   = []imprint.Kind{imprint.NotFound, imprint.Invalid}
 		move    = []imprint.Kind{imprint.NotFound, imprint.Conflict}
+		full    = []imprint.Kind{imprint.NotFound, imprint.Invalid, imprint.Exhausted}
 		create  = []imprint.Kind{imprint.Invalid, imprint.Exists, imprint.NotFound, imprint.Exhausted}
 	)
 	return []route{
@@ -63,8 +65,10 @@ func (s *Server) routes() []route {
 		{post, one + "/rebirth", Operator, "rebirth-instance", "Start the next generation", move, "", 0, handle(s, s.rebirth)},
 		{post, one + "/token", Operator, "create-token", "Hand out a one-time token", move, "application/octet-stream", 0, handle(s, s.token)},
 		{post, one + "/payload", Operator, "create-payload", "Hand out the payload with a one-time token in it", move, "application/octet-stream", 0, handle(s, s.payload)},
-		{post, one + "/pipe", Operator, "send-message", "Send a message to the guest", input, "", api.MaxPipeMessage + 1, handle(s, s.send)},
-		{post, one + "/pipe/receive", Operator, "receive-message", "Take the oldest message from the guest; empty if there is none", unknown, "application/octet-stream", 0, handle(s, s.receive)},
+		{get, one + "/pipes", Reader, "list-pipes", "List an instance's message pipes and what waits in them", unknown, "", 0, handle(s, s.pipes)},
+		{post, pipe, Operator, "write-pipe", "Write a message for the machine", full, "", imprint.MaxMessage + 1, handle(s, s.writePipe)},
+		{get, pipe, Operator, "read-pipe", "Read the machine's oldest message, which stays; empty if none came", unknown, "application/octet-stream", 0, handle(s, s.readPipe)},
+		{del, pipe + "/{receipt}", Operator, "take-message", "Take the message that was read out of the pipe; it may be repeated", unknown, "", 0, handle(s, s.takePipe)},
 
 		{get, ca, Reader, "get-ca", "Describe a tenant's CA", unknown, "", 0, handle(s, s.authority)},
 		{get, ca + "/bundle", Anyone, "get-ca-bundle", "Get the CA's certificates as PEM, the root first", unknown, "application/x-pem-file", 0, handle(s, s.bundle)},

@@ -282,20 +282,40 @@ func TestOperations(t *testing.T) {
 		t.Errorf("payload: %q", p.Reveal())
 	}
 	for range 2 {
-		if err := r.client.SendPipe(ctx, ref, []byte("ping\x00")); err != nil {
+		if err := r.client.WritePipe(ctx, ref, imprint.DefaultPipe, "", []byte("ping\x00")); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := r.client.SendPipe(ctx, ref, []byte("x")); imprint.KindOf(err) != imprint.Exhausted {
+	if err := r.client.WritePipe(ctx, ref, imprint.DefaultPipe, "", []byte("x")); imprint.KindOf(err) != imprint.Exhausted {
 		t.Errorf("a full pipe: %v", err)
 	}
-	if m := must[[]byte](t)(r.client.ReceivePipe(ctx, ref)); string(m) != "ping\x00" {
-		t.Errorf("received %q", m)
+	if err := r.client.WritePipe(ctx, ref, "none/of these", "", []byte("x")); imprint.KindOf(err) != imprint.NotFound {
+		t.Errorf("no such pipe: %v", err)
 	}
-	if err := r.client.SendPipe(ctx, ref, make([]byte, api.MaxPipeMessage+1)); err == nil || !strings.Contains(err.Error(), "too large") {
+	for range 2 { // reading takes nothing
+		message, receipt, err := r.client.ReadPipe(ctx, ref, imprint.DefaultPipe, 0)
+		if err != nil || string(message) != "ping\x00" || receipt == "" {
+			t.Errorf("read %q with receipt %q, %v", message, receipt, err)
+		}
+		if err := r.client.TakePipe(ctx, ref, imprint.DefaultPipe, "another"); err != nil {
+			t.Error(err)
+		}
+	}
+	if p := must[[]api.Pipe](t)(r.client.Pipes(ctx, ref)); len(p) != 1 || p[0].Name != imprint.DefaultPipe || p[0].FromMachine.Messages != 2 {
+		t.Errorf("pipes %+v", p)
+	}
+	for range 2 {
+		if err := r.client.TakePipe(ctx, ref, imprint.DefaultPipe, string(imprint.DigestOf([]byte("ping\x00")))); err != nil {
+			t.Error(err)
+		}
+	}
+	if message, receipt, err := r.client.ReadPipe(ctx, ref, imprint.DefaultPipe, 0); len(message) != 0 || receipt != "" || err != nil {
+		t.Errorf("an empty pipe: %q, %q, %v", message, receipt, err)
+	}
+	if err := r.client.WritePipe(ctx, ref, imprint.DefaultPipe, "", make([]byte, imprint.MaxMessage+1)); err == nil || !strings.Contains(err.Error(), "too large") {
 		t.Errorf("a message that is too long: %v", err)
 	}
-	if err := r.client.SendPipe(ctx, ref, make([]byte, api.MaxPipeMessage)); err != nil {
+	if err := r.client.WritePipe(ctx, ref, imprint.DefaultPipe, "a?b&c=d", make([]byte, imprint.MaxMessage)); err != nil {
 		t.Errorf("the longest message: %v", err)
 	}
 	if err := r.client.Delete(ctx, ref); err != nil {

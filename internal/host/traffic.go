@@ -1,0 +1,98 @@
+package host
+
+import (
+	"fmt"
+	"sync"
+
+	"imprint"
+)
+
+// passage is a way through a pipe, and who goes it.
+type passage struct {
+	pipe, way, what string              // such as console, "from the machine" and "written"
+	channel         imprint.ChannelKind // the machine's; "" at the operator's end
+	from            string              // who, in words
+}
+
+// traffic counts what goes through an instance's pipes and puts it on the
+// timeline, without contents. It reports as often as a guest may make its host
+// log something; what is not reported is counted in the next report.
+type traffic struct {
+	complaints complaints
+
+	mu      sync.Mutex
+	counts  map[passage]count // guarded by mu; not reported yet
+	running bool              // guarded by mu; somebody reports
+}
+
+// The two directions of a pipe, and what happens to a message in it.
+const (
+	toMachine   = "to the machine"
+	fromMachine = "from the machine"
+	written     = "written"
+	taken       = "taken"
+)
+
+// maxPassages is how many passages are counted apart; who comes after that is
+// counted with nobody in particular.
+const maxPassages = 64
+
+type count struct{ messages, bytes int }
+
+// add counts a message of size bytes; 0 is none.
+func (t *traffic) add(u *unit, p passage, size int) {
+	if size == 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.counts == nil {
+		t.counts = map[passage]count{}
+	}
+	if _, known := t.counts[p]; !known && len(t.counts) >= maxPassages {
+		p.from = ""
+	}
+	c := t.counts[p]
+	t.counts[p] = count{c.messages + 1, c.bytes + size}
+	if t.running || u.ctx.Err() != nil || !t.complaints.admit(u.host.c.Now()) {
+		return
+	}
+	t.running = true
+	u.runs.Go(func() { t.report(u) })
+}
+
+// report reports what was counted until there is nothing.
+func (t *traffic) report(u *unit) {
+	for {
+		t.mu.Lock()
+		p, c, ok := t.pop()
+		t.running = ok
+		t.mu.Unlock()
+		if !ok {
+			return
+		}
+		snap, _ := u.current()
+		if snap == nil {
+			continue
+		}
+		text := fmt.Sprintf("pipe %s, %s: %d messages with %d bytes %s", p.pipe, p.way, c.messages, c.bytes, p.what)
+		if c.messages == 1 {
+			text = fmt.Sprintf("pipe %s, %s: a message of %d bytes %s", p.pipe, p.way, c.bytes, p.what)
+		}
+		err := u.host.c.Control.Report(u.ctx, imprint.Report{
+			Instance: u.id, Generation: snap.inst.Generation, Channel: p.channel, Kind: imprint.ReportMessage,
+			Name: text, From: p.from, Witness: u.host.c.Name,
+		})
+		if err != nil && u.ctx.Err() == nil {
+			u.log.Warn("not on the timeline", "what", text, "from", p.from, "error", err)
+		}
+	}
+}
+
+func (t *traffic) pop() (p passage, c count, ok bool) {
+	for p, c = range t.counts {
+		delete(t.counts, p)
+		return p, c, true
+	}
+	return p, c, false
+}
