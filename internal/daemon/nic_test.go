@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -304,15 +305,24 @@ func agentIn(t *testing.T, g *plugged) (root string) {
 	if err := os.Symlink("/proc", filepath.Join(root, "proc")); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "run", "--once", "--wait", "10s", "--root", root)
+	agentDoes(t, g, root, "run", "--once", "--wait", "10s")
+	return root
+}
+
+// agentDoes runs a command of the agent in the guest and returns what it printed.
+func agentDoes(t *testing.T, g *plugged, root string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], slices.Concat(args[:1], []string{"--root", root}, args[1:])...)
 	cmd.Env = append(os.Environ(), childVariable+"="+childAgent)
+	var said bytes.Buffer
+	cmd.Stderr = &said
 	var out []byte
 	var err error
-	g.Do(t, func() { out, err = cmd.CombinedOutput() })
+	g.Do(t, func() { out, err = cmd.Output() })
 	if err != nil {
-		t.Fatalf("the agent: %v\n%s", err, out)
+		t.Fatalf("the agent's %s: %v\n%s", args[0], err, &said)
 	}
-	return root
+	return string(out)
 }
 
 // enrolOver takes the guest's key to a confirmed certificate over its interface.

@@ -22,6 +22,7 @@ const (
 	KeySSHCertificate = "imprint:ssh-certificate" // of the SSH host key
 	KeyConfirmation   = "imprint:confirmation"    // put: proof of key and receipt
 	KeySealed         = "imprint:sealed/"         // followed by a name: sealed to the enrolled key
+	KeyUserData       = "imprint:user-data"       // sealed to the enrolled key
 	KeyReady          = "imprint:ready"           // put: private values may leave the channel
 	KeyPipe           = "imprint:pipe"            // messages, both ways
 	KeyPassword       = "imprint:password"        // put: encrypted to the operator

@@ -111,6 +111,18 @@ func (s *Server) param(c *call) error {
 	return nil
 }
 
+// userData answers GET user-data with its bytes: what stock software reads until
+// the boot is closed, and the key's holder at any time.
+func (s *Server) userData(c *call) error {
+	if c.machine.Spec.UserData == "" {
+		return imprint.Errorf(imprint.NotFound, "read", c.machine.Ref(), "it has no user data")
+	}
+	c.reply.Header().Set("Content-Type", "application/octet-stream")
+	c.reply.Header().Set("Cache-Control", "no-store")
+	io.WriteString(c.reply, c.machine.Spec.UserData)
+	return nil
+}
+
 // crl answers GET /crl/TENANT.crl (RFC 5280 section 4.2.1.13). Anyone may read
 // any tenant's list: those who check a certificate have none themselves.
 func (s *Server) crl(c *call) error {

@@ -41,7 +41,7 @@ func TestAccess(t *testing.T) {
 			t.Errorf("%s is open", route.Pattern)
 		}
 	}
-	if closed != 8 {
+	if closed != 9 {
 		t.Errorf("%d patterns need a certificate", closed)
 	}
 }
@@ -174,6 +174,9 @@ func TestParams(t *testing.T) {
 			t.Errorf("%s may be cached", test.name)
 		}
 	}
+	if r := get(t, c, "default", own+"user-data"); r.status != 404 {
+		t.Errorf("no user data: %d %q", r.status, r.body)
+	}
 	e.mu.Lock()
 	order := strings.Join(e.order, ", ")
 	e.mu.Unlock()
@@ -182,6 +185,20 @@ func TestParams(t *testing.T) {
 	}
 	if log := e.log.String(); strings.Contains(log, private) || strings.Contains(log, secret) {
 		t.Error("a value is in the log")
+	}
+}
+
+// TestUserData: the holder of the certificate reads it, and nobody else.
+func TestUserData(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "default")
+	e := serve(t, s, nil)
+	_, cert := e.enrol(t, "default", "web-1", func(i *imprint.Instance) { i.Spec.UserData = "#cloud-config\n" })
+	if r := get(t, e.client(t, "default", cert), "default", own+"user-data"); r.status != 200 || r.body != "#cloud-config\n" || r.header.Get("Cache-Control") != "no-store" {
+		t.Errorf("%d %q", r.status, r.body)
+	}
+	if r := get(t, e.client(t, "default", nil), "default", own+"user-data"); r.status/100 != 4 || strings.Contains(r.body, "cloud") {
+		t.Errorf("without a certificate: %d %q", r.status, r.body)
 	}
 }
 

@@ -11,6 +11,7 @@
 //	POST /.well-known/imprint/v1/ready             certificate   "I have all I need"
 //	POST /.well-known/imprint/v1/ssh-certificate   certificate   SSH host key in, its certificate out
 //	GET  /.well-known/imprint/v1/params[/NAME]     certificate   parameters
+//	GET  /.well-known/imprint/v1/user-data         certificate   the user data
 //	GET  /crl/TENANT.crl                           anyone        the revocation list
 //
 // LABEL is the certificate profile that the reservation names. Whoever has a

@@ -31,6 +31,7 @@ const usage = `imprint-agent gives this machine its identity.
   imprint-agent [run]       enrol, then stay and renew the certificate
   imprint-agent status      who this machine is, and what it holds
   imprint-agent param NAME  print the value of a parameter
+  imprint-agent user-data   print the user data
   imprint-agent renew       renew the certificate now, if imprint finds it due
   imprint-agent version     print the version
 
@@ -57,6 +58,8 @@ func Command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = c.status()
 	case "param":
 		err = c.param(ctx)
+	case "user-data":
+		err = c.userData(ctx)
 	case "renew":
 		err = c.renew(ctx)
 	case "version":
@@ -189,6 +192,19 @@ func (c *command) param(ctx context.Context) error {
 		}
 	}
 	_, err := c.stdout.Write(value)
+	return err
+}
+
+func (c *command) userData(ctx context.Context) error {
+	c.flags.StringVar(&c.o.PayloadFile, "payload", "", "read the payload from `FILE` and look nowhere else")
+	if err := c.parse(0); err != nil {
+		return err
+	}
+	data, err := New(c.o, NewConsole(c.stderr)).OpenUserData(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = c.stdout.Write(data.Reveal())
 	return err
 }
 

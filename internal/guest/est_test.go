@@ -77,6 +77,13 @@ func newFakeEndpoint(t *testing.T, host *fakeHost) *fakeEndpoint {
 		host.ssh = strings.TrimSpace(string(key))
 		io.WriteString(w, "ssh-ed25519-cert-v01@openssh.com AAAAcert-for-"+host.ssh+"\n")
 	}))
+	mux.HandleFunc("GET /.well-known/imprint/v1/user-data", e.authenticated(func(w http.ResponseWriter, r *http.Request) {
+		if host.userData == "" {
+			http.NotFound(w, r)
+			return
+		}
+		io.WriteString(w, host.userData)
+	}))
 	mux.HandleFunc("GET /.well-known/imprint/v1/params", e.authenticated(func(w http.ResponseWriter, _ *http.Request) {
 		b, _ := host.paramList()
 		w.Write(b)

@@ -104,6 +104,7 @@ type fakeHost struct {
 	away     bool          // its control plane cannot be reached
 	lifetime time.Duration // of certificates
 	params   map[string]fakeParam
+	userData string
 	spki     []byte
 	ssh      string
 	leaf     *x509.Certificate
@@ -170,6 +171,10 @@ func (h *fakeHost) Get(_ context.Context, key string) ([]byte, error) {
 		return h.paramList()
 	case name != key && h.params[name].visibility == imprint.Public:
 		return []byte(h.params[name].value), nil
+	case key == keyUserData && h.userData != "" && h.state.Enrolled():
+		info := keybox.Info{Instance: h.payload.Instance, Generation: h.payload.Generation, Name: key}
+		box, err := keybox.Seal(h.spki, info, imprint.NewSecret([]byte(h.userData)))
+		return []byte(base64.StdEncoding.EncodeToString(box)), err
 	case strings.HasPrefix(key, keySealed) && h.state.Enrolled():
 		name := strings.TrimPrefix(key, keySealed)
 		p, ok := h.params[name]

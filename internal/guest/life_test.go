@@ -386,3 +386,34 @@ func TestParametersThatAreGoneAreRemoved(t *testing.T) {
 		t.Errorf("db-url live = %v", err)
 	}
 }
+
+// The user data is read with the enrolled key, over whichever link there is.
+func TestUserData(t *testing.T) {
+	t.Parallel()
+	const userData = "#cloud-config\n# canary\n"
+	live := newFakeHost(t)
+	m := newMachine(t, live)
+	m.mustRun()
+	network := newFakeHost(t)
+	oneway, agent := oneWay(t, network, newFakeEndpoint(t, network))
+	if err := oneway.run(agent()); err != nil {
+		t.Fatal(err)
+	}
+	for link, c := range map[string]struct {
+		host  *fakeHost
+		agent *Agent
+	}{"live": {live, m.agent()}, "est": {network, agent()}} {
+		if _, err := c.agent.OpenUserData(t.Context()); imprint.KindOf(err) != imprint.NotFound {
+			t.Errorf("%s: none: %v", link, err)
+		}
+		c.host.do(func() { c.host.userData = userData })
+		if got, err := c.agent.OpenUserData(t.Context()); err != nil || string(got.Reveal()) != userData {
+			t.Errorf("%s: %q, %v", link, got.Reveal(), err)
+		}
+	}
+	stranger := newFakeHost(t) // sealed to another key
+	live.do(func() { live.spki = stranger.ca.issuing.RawSubjectPublicKeyInfo })
+	if _, err := m.agent().OpenUserData(t.Context()); imprint.KindOf(err) != imprint.Invalid {
+		t.Errorf("sealed to another key: %v", err)
+	}
+}

@@ -37,6 +37,8 @@ type paramReader interface {
 	Params(ctx context.Context, cred *credential) ([]Param, error)
 	// Param returns one value: kind [imprint.NotFound] if there is none.
 	Param(ctx context.Context, cred *credential, p Param) (imprint.Secret, error)
+	// UserData returns the user data: kind [imprint.NotFound] if there is none.
+	UserData(ctx context.Context, cred *credential) (imprint.Secret, error)
 }
 
 // link is an open way to imprint.

@@ -171,6 +171,17 @@ func (l *estLink) Param(ctx context.Context, cred *credential, p Param) (imprint
 	return imprint.NewSecret(resp.body), nil
 }
 
+func (l *estLink) UserData(ctx context.Context, cred *credential) (imprint.Secret, error) {
+	resp, err := l.do(ctx, httpRequest{method: "GET", url: pathCheckIn + "user-data"}, cred)
+	if err != nil {
+		return imprint.Secret{}, err
+	}
+	if resp.status != 200 {
+		return imprint.Secret{}, l.refusal("read", "user data", resp)
+	}
+	return imprint.NewSecret(resp.body), nil
+}
+
 // do sends r, whose URL is a path, to the first check-in URL that answers, with
 // the certificate of cred if that is not nil.
 func (l *estLink) do(ctx context.Context, r httpRequest, cred *credential) (*httpResponse, error) {

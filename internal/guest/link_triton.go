@@ -27,8 +27,9 @@ const (
 	keySSHCertificate = "imprint:ssh-certificate"
 	keyConfirmation   = "imprint:confirmation"
 	keyParams         = "imprint:params"
-	keyParam          = "imprint:param/"  // + name: the value in clear
-	keySealed         = "imprint:sealed/" // + name: the value sealed to the enrolled key
+	keyParam          = "imprint:param/"    // + name: the value in clear
+	keySealed         = "imprint:sealed/"   // + name: the value sealed to the enrolled key
+	keyUserData       = "imprint:user-data" // sealed to the enrolled key
 	keyReady          = "imprint:ready"
 )
 
@@ -183,15 +184,24 @@ func (l *tritonLink) Param(ctx context.Context, cred *credential, p Param) (impr
 		b, err := l.Get(ctx, keyParam+p.Name)
 		return imprint.NewSecret(b), err
 	}
-	b, err := l.Get(ctx, keySealed+p.Name)
+	return l.unseal(ctx, cred, keySealed+p.Name, p.Name)
+}
+
+func (l *tritonLink) UserData(ctx context.Context, cred *credential) (imprint.Secret, error) {
+	return l.unseal(ctx, cred, keyUserData, keyUserData)
+}
+
+// unseal reads a key and opens what is sealed there under name.
+func (l *tritonLink) unseal(ctx context.Context, cred *credential, key, name string) (imprint.Secret, error) {
+	b, err := l.Get(ctx, key)
 	if err != nil {
 		return imprint.Secret{}, err
 	}
 	box, err := base64.StdEncoding.DecodeString(string(bytes.TrimSpace(b)))
 	if err != nil {
-		return imprint.Secret{}, imprint.Errorf(imprint.Invalid, "open", p.Name, "%w", err)
+		return imprint.Secret{}, imprint.Errorf(imprint.Invalid, "open", name, "%w", err)
 	}
-	return keybox.Open(cred.key, keybox.Info{Instance: l.payload.Instance, Generation: l.payload.Generation, Name: p.Name}, box)
+	return keybox.Open(cred.key, keybox.Info{Instance: l.payload.Instance, Generation: l.payload.Generation, Name: name}, box)
 }
 
 // SSHCertificate reads what was issued for the key that went up with the request.

@@ -77,6 +77,29 @@ func (a *Agent) OpenParam(ctx context.Context, name string) (imprint.Secret, err
 	if err := checkParamName(name); err != nil {
 		return imprint.Secret{}, err
 	}
+	return a.read(ctx, func(l link, cred *credential) (imprint.Secret, error) {
+		params, err := l.Params(ctx, cred)
+		if err != nil {
+			return imprint.Secret{}, err
+		}
+		for _, p := range params {
+			if p.Name == name {
+				return l.Param(ctx, cred, p)
+			}
+		}
+		return imprint.Secret{}, imprint.Errorf(imprint.NotFound, "read parameter", name, "imprint has none of this name")
+	})
+}
+
+// OpenUserData asks imprint for the user data now, with the enrolled key: stock
+// software is not given it once the boot is closed. It fails with kind
+// [imprint.NotFound] if there is none.
+func (a *Agent) OpenUserData(ctx context.Context) (imprint.Secret, error) {
+	return a.read(ctx, func(l link, cred *credential) (imprint.Secret, error) { return l.UserData(ctx, cred) })
+}
+
+// read asks imprint for something with the enrolled key.
+func (a *Agent) read(ctx context.Context, ask func(link, *credential) (imprint.Secret, error)) (imprint.Secret, error) {
 	rec, cred, err := a.current()
 	if err != nil {
 		return imprint.Secret{}, err
@@ -86,16 +109,7 @@ func (a *Agent) OpenParam(ctx context.Context, name string) (imprint.Secret, err
 		return imprint.Secret{}, err
 	}
 	defer open.Close()
-	params, err := open.Params(ctx, cred)
-	if err != nil {
-		return imprint.Secret{}, err
-	}
-	for _, p := range params {
-		if p.Name == name {
-			return open.Param(ctx, cred, p)
-		}
-	}
-	return imprint.Secret{}, imprint.Errorf(imprint.NotFound, "read parameter", name, "imprint has none of this name")
+	return ask(open, cred)
 }
 
 // reopen opens the way to imprint without taking up anything from the payload.

@@ -32,6 +32,8 @@ func (s *session) native(ctx context.Context, snap *snapshot, key string) ([]byt
 			return []byte(c.SSH), nil
 		}
 		return nil, notFound(key)
+	case dialect.KeyUserData:
+		return snap.userData()
 	case dialect.KeyParams:
 		return dialect.Params(inst, func(p imprint.Param) bool { return s.available(inst, p) })
 	}
@@ -142,17 +144,42 @@ func (s *session) sealed(ctx context.Context, inst *imprint.Instance, name strin
 	if err != nil {
 		return nil, err
 	}
-	enrolment := &inst.Enrolment
-	if !enrolment.State.Enrolled() || enrolment.Claim == nil || !imprint.MayTravel(p.Visibility, imprint.KeyHolder) {
-		return nil, imprint.Errorf(imprint.Conflict, "read", name, "no key is enrolled to seal it to (the enrolment is %s)", enrolment.State)
+	if err := hasKey(inst, p.Visibility, name); err != nil {
+		return nil, err
 	}
 	value, err := s.value(ctx, inst, p)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(value.Reveal())
+	return sealTo(inst, name, value)
+}
+
+// sealedUserData is the user data sealed to the enrolled key. Its name cannot be
+// a parameter's.
+func sealedUserData(inst *imprint.Instance) ([]byte, error) {
+	if inst.Spec.UserData == "" {
+		return nil, notFound(dialect.KeyUserData)
+	}
+	if err := hasKey(inst, imprint.Public, dialect.KeyUserData); err != nil {
+		return nil, err
+	}
+	return sealTo(inst, dialect.KeyUserData, imprint.NewSecret([]byte(inst.Spec.UserData)))
+}
+
+// hasKey returns an error unless there is an enrolled key whose holder may read
+// what is visible to v.
+func hasKey(inst *imprint.Instance, v imprint.Visibility, name string) error {
+	e := &inst.Enrolment
+	if !e.State.Enrolled() || e.Claim == nil || !imprint.MayTravel(v, imprint.KeyHolder) {
+		return imprint.Errorf(imprint.Conflict, "read", name, "no key is enrolled to seal it to (the enrolment is %s)", e.State)
+	}
+	return nil
+}
+
+func sealTo(inst *imprint.Instance, name string, value imprint.Secret) ([]byte, error) {
 	info := keybox.Info{Instance: inst.ID, Generation: inst.Generation, Name: name}
-	box, err := keybox.Seal(enrolment.Claim.PublicKey, info, value)
+	box, err := keybox.Seal(inst.Enrolment.Claim.PublicKey, info, value)
 	if err != nil {
 		return nil, err
 	}

@@ -62,6 +62,9 @@ type snapshot struct {
 	native map[imprint.ChannelKind]*imprint.View
 	// network is nil for an instance that has neither of the channels nic and neutron.
 	network *metadata.Snapshot
+	// userData is the user data, sealed to the enrolled key, in base64. It is sealed
+	// when it is first asked for, and once, because any process may ask.
+	userData func() ([]byte, error)
 	// payload is nil if it could not be made; err says why.
 	payload *imprint.Payload
 	encoded []byte
@@ -149,6 +152,7 @@ func (u *unit) rendered(inst *imprint.Instance, old *snapshot) *snapshot {
 			s.payload, s.encoded = old.payload, old.encoded
 		}
 	}
+	s.userData = sync.OnceValues(func() ([]byte, error) { return sealedUserData(inst) })
 	s.stock = dialect.Triton(inst, s.facts)
 	for _, c := range imprint.Channels() {
 		s.native[c.Kind] = dialect.Native(inst, s.facts, s.encoded, c.Readers)

@@ -36,6 +36,7 @@ var nativeRoutes = [...]nativeRoute{
 	{key: dialect.KeyParams, get: anyone, json: true},
 	{key: dialect.KeyParam, get: anyone},
 	{key: dialect.KeySealed, get: anyone},
+	{key: dialect.KeyUserData, get: anyone},
 	{key: dialect.KeyCertificate, get: anyone},
 	{key: dialect.KeySSHCertificate, get: anyone},
 	{key: dialect.KeyRequest, put: true},
@@ -84,7 +85,7 @@ func (c *call) native() {
 		if route.json {
 			m = object
 		}
-		if c.unseen() {
+		if c.unseen() || key == dialect.KeyUserData && c.ration(&c.s.user) {
 			c.note("")
 		}
 		c.write(newPage(value, m))
