@@ -159,6 +159,7 @@ type Port struct {
 	Dialled   bool                `json:"dialled,omitempty" doc:"The hypervisor listens on the socket and imprint connects; else the other way round."`
 	Connected bool                `json:"connected,omitempty" doc:"A hypervisor is at the other end."`
 	Problem   string              `json:"problem,omitempty" doc:"Why it cannot be used at present."`
+	Dropped   map[string]uint64   `json:"dropped,omitempty" doc:"Packets that were dropped at the interface since it was made, by reason."`
 }
 
 // Pipe is what waits in one of an instance's pipes, in the memory of its host.

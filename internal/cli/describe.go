@@ -42,6 +42,9 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 	row(w, "Channels", orNone(join(i.Spec.Channels)))
 	for _, port := range d.Ports {
 		row(w, "Port", describePort(port, i.NIC))
+		if len(port.Dropped) > 0 {
+			row(w, "Dropped packets", describeDrops(port.Dropped))
+		}
 	}
 	for n, param := range i.Spec.Params {
 		label := ""
@@ -98,6 +101,15 @@ func describePort(port api.Port, nic *imprint.NIC) string {
 		state = "connected"
 	}
 	return fmt.Sprintf("%s: imprint %s %s; %s", what, way, port.Socket, state)
+}
+
+// describeDrops says what was dropped at an interface, in a fixed order.
+func describeDrops(dropped map[string]uint64) string {
+	var parts []string
+	for _, reason := range slices.Sorted(maps.Keys(dropped)) {
+		parts = append(parts, fmt.Sprintf("%d %s", dropped[reason], reason))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // describeBoot says until when user data is served over the link-local network.

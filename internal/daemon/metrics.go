@@ -9,6 +9,7 @@ import (
 
 	"imprint"
 	"imprint/internal/enrol"
+	"imprint/internal/host"
 )
 
 // storePatience is how long a scrape waits for the store to answer.
@@ -59,6 +60,12 @@ func (m *metrics) observe(d *Daemon) {
 	})
 	if d.hosts.api != nil {
 		gauge("imprint_hosts_connected", "Hypervisors that are connected.", nil, func() float64 { return float64(d.hosts.api.Connected()) })
+	}
+	for _, reason := range host.DropReasons() {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "imprint_nic_dropped_packets_total", Help: "Packets dropped at the interfaces of this server's guests, by reason; up to a minute late.",
+			ConstLabels: prometheus.Labels{"reason": reason},
+		}, func() float64 { return float64(d.host.Dropped()[reason]) }))
 	}
 	for _, t := range d.settings.Tenants {
 		gauge("imprint_issuing_ca_end_seconds", "When a tenant's issuing CA ends, in seconds since 1970.",

@@ -28,6 +28,7 @@ func onLinkLocal(t *testing.T) (s *site, server *serving, ok bool) {
 	network.Close()
 	netns.SetUp(t, "lo")
 	s = newSite(t)
+	s.config.Operator = fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	return s, s.serve(t), true
 }
 

@@ -2,6 +2,7 @@ package host_test
 
 import (
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -40,7 +41,7 @@ func TestProxied(t *testing.T) {
 	want("no project", id, "", false)
 	want("another instance", serial, project, false)
 	want("an unknown one", "nobody", project, false)
-	if ports := h.Ports(id); len(ports) != 1 || ports[0] != (host.Port{Channel: imprint.Neutron}) {
+	if ports := h.Ports(id); len(ports) != 1 || !reflect.DeepEqual(ports[0], host.Port{Channel: imprint.Neutron}) {
 		t.Errorf("ports %+v", ports)
 	}
 

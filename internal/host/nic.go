@@ -25,6 +25,7 @@ type linkLocal struct {
 	network *tap.Network  // guarded by mu; nil until somebody needs it
 	taken   tap.Taken     // guarded by mu
 	listed  chan struct{} // closed when all leases on record are in taken
+	dropped dropped       // at all interfaces
 }
 
 func newLinkLocal(open func() (*tap.Network, error), name imprint.HostName) *linkLocal {
@@ -116,13 +117,18 @@ type nic struct {
 	*metadataGuest
 
 	mu         sync.Mutex
-	lease      tap.Lease       // guarded by mu; zero until there is one
-	attachment *tap.Attachment // guarded by mu; nil until it is attached
+	lease      tap.Lease         // guarded by mu; zero until there is one
+	attachment *tap.Attachment   // guarded by mu; nil until it is attached
+	drops      map[string]uint64 // guarded by mu; the counters as they were read last
+	untold     map[string]uint64 // guarded by mu; forged packets that are not on the timeline
+	dropNotes  complaints
+	// dropReports has what goes on the timeline next.
+	dropReports chan string
 }
 
 // newNIC returns an interface that is not there yet.
 func newNIC(u *unit) (*nic, error) {
-	n := &nic{}
+	n := &nic{untold: map[string]uint64{}, dropReports: make(chan string, 1)}
 	var err error
 	n.metadataGuest, err = newMetadataGuest(u, imprint.LinkLocal, func(g *metadataGuest, c *metadata.Config) { c.Pipes = guestPipes{g} })
 	return n, err
@@ -141,6 +147,8 @@ func (u *unit) link() *way {
 	// The first attempt is made here, so that the interface exists when this returns.
 	err = n.attach(ctx)
 	u.runs.Go(func() { n.report(ctx) })
+	u.runs.Go(func() { n.reportDrops(ctx) })
+	u.runs.Go(func() { n.watchDrops(ctx) })
 	done.Go(func() { n.keep(ctx, p, err) })
 	u.runs.Go(done.Wait)
 	u.setNIC(n)
@@ -235,6 +243,7 @@ func (n *nic) asPort(p *port) Port {
 	}
 	state := n.attachment.State()
 	one.Interface = tap.NameOf(string(n.unit.id))
+	one.Dropped = n.countDrops()
 	if state.Err != nil {
 		one.Problem = state.Err.Error()
 	}

@@ -19,6 +19,9 @@ type Port struct {
 	Dialled   bool   // the hypervisor listens on Socket and this host connects; else the other way round
 	Connected bool   // a hypervisor is at the other end, or the interface is served
 	Problem   string // why it cannot be used; "" if nothing is wrong
+	// Dropped counts the packets that were dropped at Interface, by reason; see
+	// [DropReasons].
+	Dropped map[string]uint64
 }
 
 // Ports returns the instance's ports, in the order of their channels' names; none

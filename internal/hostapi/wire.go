@@ -136,8 +136,9 @@ type Waiting struct {
 
 // Limits on what an operator is shown of an answer.
 const (
-	maxPorts = 16  // ports
-	maxShown = 512 // bytes of one text
+	maxPorts   = 16  // ports
+	maxReasons = 16  // why packets were dropped at a port
+	maxShown   = 512 // bytes of one text
 )
 
 // clean makes the texts of an answer fit to be shown to an operator: a host that
@@ -157,6 +158,14 @@ func (a *Answer) clean() error {
 		p := &a.Ports[i]
 		p.Channel = imprint.ChannelKind(printable(string(p.Channel)))
 		p.Socket, p.Interface, p.Problem = printable(p.Socket), printable(p.Interface), printable(p.Problem)
+		if len(p.Dropped) > maxReasons {
+			return imprint.Errorf(imprint.Invalid, "read", "answer", "%d reasons why packets were dropped; at most %d", len(p.Dropped), maxReasons)
+		}
+		shown := map[string]uint64{}
+		for reason, packets := range p.Dropped {
+			shown[printable(reason)] = packets
+		}
+		p.Dropped = shown
 	}
 	if e := a.Error; e != nil {
 		e.Op, e.Operand, e.Cause, e.Hint = printable(e.Op), printable(e.Operand), printable(e.Cause), printable(e.Hint)
@@ -188,6 +197,7 @@ type Port struct {
 	Dialled   bool                `json:"dialled,omitempty"`
 	Connected bool                `json:"connected,omitempty"`
 	Problem   string              `json:"problem,omitempty"`
+	Dropped   map[string]uint64   `json:"dropped,omitempty"` // packets, by reason
 }
 
 // enrolment is the body of enrol. It has no witness: that is who sends it.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -84,7 +85,7 @@ func TestCreate(t *testing.T) {
 	if len(d.Timeline) != 1 || !strings.HasPrefix(d.Timeline[0].Detail["by"], "uid ") {
 		t.Errorf("timeline: %+v", d.Timeline)
 	}
-	if want := (&world{}).Ports(ctx, nil); !slices.Equal(d.Ports, want) {
+	if want := (&world{}).Ports(ctx, nil); !reflect.DeepEqual(d.Ports, want) {
 		t.Errorf("ports %+v, want %+v", d.Ports, want)
 	}
 	shown, _ := json.Marshal(d)
