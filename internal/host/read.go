@@ -167,6 +167,18 @@ func sealedUserData(inst *imprint.Instance) ([]byte, error) {
 	return sealTo(inst, dialect.KeyUserData, imprint.NewSecret([]byte(inst.Spec.UserData)))
 }
 
+// sameUserData reports whether [sealedUserData] is for both records the same.
+func sameUserData(a, b *imprint.Instance) bool {
+	if a.ID != b.ID || a.Generation != b.Generation || a.Spec.UserData != b.Spec.UserData {
+		return false
+	}
+	if s, t := a.Enrolment.State, b.Enrolment.State; s != t && !(s.Enrolled() && t.Enrolled()) {
+		return false
+	}
+	x, y := a.Enrolment.Claim, b.Enrolment.Claim
+	return x == nil && y == nil || x != nil && y != nil && bytes.Equal(x.PublicKey, y.PublicKey)
+}
+
 // hasKey returns an error unless there is an enrolled key whose holder may read
 // what is visible to v.
 func hasKey(inst *imprint.Instance, v imprint.Visibility, name string) error {

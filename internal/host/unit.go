@@ -63,7 +63,7 @@ type snapshot struct {
 	// network is nil for an instance that has neither of the channels nic and neutron.
 	network *metadata.Snapshot
 	// userData is the user data, sealed to the enrolled key, in base64. It is sealed
-	// when it is first asked for, and once, because any process may ask.
+	// when it is first asked for, and once for a key, because any process may ask.
 	userData func() ([]byte, error)
 	// payload is nil if it could not be made; err says why.
 	payload *imprint.Payload
@@ -153,6 +153,9 @@ func (u *unit) rendered(inst *imprint.Instance, old *snapshot) *snapshot {
 		}
 	}
 	s.userData = sync.OnceValues(func() ([]byte, error) { return sealedUserData(inst) })
+	if old != nil && sameUserData(old.inst, inst) { // what else changed, a guest can cause
+		s.userData = old.userData
+	}
 	s.stock = dialect.Triton(inst, s.facts)
 	for _, c := range imprint.Channels() {
 		s.native[c.Kind] = dialect.Native(inst, s.facts, s.encoded, c.Readers)
