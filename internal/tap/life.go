@@ -2,8 +2,6 @@ package tap
 
 import (
 	"context"
-	"errors"
-	"path"
 	"sync"
 	"time"
 
@@ -30,12 +28,14 @@ type Attachment struct {
 	ctx     context.Context
 	stop    context.CancelFunc
 	wake    chan struct{} // something happened to the interface
+	trouble chan error    // the last reason that nobody has taken
 	done    chan struct{} // closed when run has returned
 
-	mu   sync.Mutex
-	link *Link
-	last string // the name of the last link
-	err  error
+	mu      sync.Mutex
+	link    *Link  // guarded by mu
+	claimed string // guarded by mu; the interface that a pattern found, served or not
+	last    string // guarded by mu; the name of the last link
+	err     error  // guarded by mu
 }
 
 // State returns what became of the interface.
@@ -44,6 +44,14 @@ func (a *Attachment) State() State {
 	defer a.mu.Unlock()
 	return State{Link: a.link, Err: a.err}
 }
+
+// Trouble returns a channel on which each new reason is told why the interface is
+// not served, until the attachment ends. A reason that nobody takes is replaced
+// by the next.
+func (a *Attachment) Trouble() <-chan error { return a.trouble }
+
+// Done returns a channel that is closed when the attachment has ended.
+func (a *Attachment) Done() <-chan struct{} { return a.done }
 
 // Drops returns what was dropped at the interface. It fails with kind
 // [imprint.NotFound] if the interface was never there.
@@ -96,8 +104,7 @@ func (n *Network) watch() error {
 	n.group.Go(func() {
 		for {
 			for u := range updates {
-				attrs := u.Link.Attrs()
-				n.wake(attrs.Name, attrs.Index)
+				n.wake(u.Link)
 			}
 			end()
 			// The subscription ended: with the network, or because more happened
@@ -112,7 +119,7 @@ func (n *Network) watch() error {
 				n.log.Error("interfaces cannot be watched", "err", err)
 				pause(n.ctx, retryPause)
 			}
-			n.wake("", 0)
+			n.wake(nil)
 		}
 	})
 	return nil
@@ -131,31 +138,29 @@ func (n *Network) subscribe() (<-chan netlink.LinkUpdate, context.CancelFunc, er
 	return updates, end, nil
 }
 
-// wake wakes the attachments that name or index concerns; without a name, all.
-func (n *Network) wake(name string, index int) {
+// wake wakes the attachments that l concerns; nil is all.
+func (n *Network) wake(l netlink.Link) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for a := range n.attached {
-		if name == "" || a.concerns(name, index) {
-			select {
-			case a.wake <- struct{}{}:
-			default: // it is going to look anyway
-			}
+		if l == nil || a.concerns(l) {
+			a.poke()
 		}
 	}
 }
 
-// concerns reports whether news of an interface may be about a's: the one that
-// it has, or the one that takes its place.
-func (a *Attachment) concerns(name string, index int) bool {
-	if l := a.State().Link; l != nil && l.Index == index {
+// concerns reports whether news of l may be about a's interface: the one that it
+// has, or the one that takes its place.
+func (a *Attachment) concerns(l netlink.Link) bool {
+	attrs := l.Attrs()
+	if now := a.State().Link; now != nil && now.Index == attrs.Index {
 		return true
 	}
 	if a.nic.pattern() {
-		ok, _ := path.Match(a.nic.Name, name)
-		return ok
+		_, is := a.nic.guestAt(l)
+		return is
 	}
-	return a.nic.Name == name
+	return a.nic.Name == attrs.Name
 }
 
 func (a *Attachment) note(l *Link, err error) {
@@ -167,17 +172,17 @@ func (a *Attachment) note(l *Link, err error) {
 	}
 }
 
-// run serves life after life, beginning with l if it is not nil, until the
-// attachment ends.
-func (a *Attachment) run(l *Link) {
+// run serves life after life, beginning with what the first attempt gave, until
+// the attachment ends.
+func (a *Attachment) run(l *Link, err error) {
 	log := a.network.log.With("interface", a.nic.Name)
-	var err error
 	logged := ""
 	for a.ctx.Err() == nil {
 		switch {
 		case err != nil:
 			if err.Error() != logged { // not once a second
 				log.Error("interface is not served", "err", err)
+				a.tell(err)
 				logged = err.Error()
 			}
 			pause(a.ctx, retryPause)
@@ -206,16 +211,16 @@ func (a *Attachment) live(l *Link) error {
 	for {
 		select {
 		case err := <-ended:
-			if err == nil && a.ctx.Err() == nil && present(l) {
+			if err == nil && a.ctx.Err() == nil && a.holds(l) {
 				err = imprint.Errorf(imprint.Internal, "serve", l.NIC.Name, "it ended by itself")
 			}
-			if a.ctx.Err() != nil || !present(l) {
+			if a.ctx.Err() != nil || !a.holds(l) {
 				return nil
 			}
 			a.note(nil, err)
 			return err
 		case <-a.wake:
-			if !present(l) {
+			if !a.holds(l) {
 				end()
 				<-ended
 				return nil
@@ -227,15 +232,17 @@ func (a *Attachment) live(l *Link) error {
 	}
 }
 
-// present reports whether l is the interface that it was, and still leads to
-// one guest.
-func present(l *Link) bool {
-	now, err := netlink.LinkByIndex(l.Index)
+// holds reports whether l is the interface that it was, leads to one guest, and
+// neither it nor its MAC is another's as well.
+func (a *Attachment) holds(l *Link) bool {
+	now, at, err := find(a.nic)
 	if err != nil {
-		return !errors.As(err, new(netlink.LinkNotFoundError)) // or else it is not known
+		return imprint.KindOf(err) != imprint.Conflict // or else it is not known
 	}
-	attrs := now.Attrs()
-	return attrs.Name == l.NIC.Name && attrs.MasterIndex == 0 && isUp(now)
+	if now == nil || now.Attrs().Index != l.Index || at.Name != l.NIC.Name || at.MAC != l.NIC.MAC || !isUp(now) {
+		return false
+	}
+	return !a.network.another(a, func(other *Attachment) bool { return other.claim() == at.Name || other.nic.MAC == at.MAC })
 }
 
 // rest waits until something happens to the interface.
@@ -269,17 +276,23 @@ func (a *Attachment) bring(first bool) (l *Link, err error) {
 		}
 		raise = raise || created
 	}
-	found, err := find(nic)
+	found, nic, err := find(nic)
 	if err != nil || found == nil {
+		a.setClaim("")
 		return nil, err
 	}
-	attrs := found.Attrs()
 	if !isUp(found) && (nic.Adopt || !raise) {
+		a.setClaim("")
 		return nil, nil
 	}
-	nic.Name = attrs.Name
-	if other := a.network.holder(nic.Name, a); other != nil {
-		return nil, imprint.Errorf(imprint.Conflict, "use", nic.Name, "it is attached as the interface of the guest %s", other.nic.MAC)
+	stale, err := a.network.enter(a, nic)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range stale {
+		if err := a.network.filter.remove(name); err != nil {
+			return nil, err
+		}
 	}
 	if err := a.network.filter.apply(nic); err != nil { // before there is anything to reach
 		return nil, err
@@ -297,5 +310,5 @@ func (a *Attachment) bring(first bool) (l *Link, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Link{NIC: nic, Index: attrs.Index, IPv6: ipv6}, nil
+	return &Link{NIC: nic, Index: found.Attrs().Index, IPv6: ipv6}, nil
 }

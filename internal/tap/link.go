@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 
@@ -81,33 +80,6 @@ func checkTap(l netlink.Link, uid int) error {
 			WithHint("stop the guest and delete the tap: ip link delete %s", name)
 	}
 	return nil
-}
-
-// find returns the interface of nic, or nil if it is not there.
-func find(nic NIC) (netlink.Link, error) {
-	if !nic.pattern() {
-		l, err := netlink.LinkByName(nic.Name)
-		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, linkFault("look for", nic.Name, err)
-		}
-		return l, checkAdoptable(l, nic)
-	}
-	all, err := netlink.LinkList()
-	if err != nil {
-		return nil, linkFault("look for", nic.Name, err)
-	}
-	peer := nic.MAC
-	peer[0] = 0xfe
-	for _, l := range all {
-		attrs := l.Attrs()
-		if ok, _ := path.Match(nic.Name, attrs.Name); ok && validName(attrs.Name) && string(attrs.HardwareAddr) == string(peer[:]) {
-			return l, checkAdoptable(l, nic)
-		}
-	}
-	return nil, nil
 }
 
 // checkAdoptable fails if l cannot be a guest's interface.

@@ -67,19 +67,22 @@ func Open(o Options) (*Network, error) {
 // It fails with kind [imprint.Invalid] if nic can be no guest's interface, and
 // with kind [imprint.Conflict] if its name, MAC or address is another's. What it
 // made until then is a stray: see [Network.Strays].
+//
+// Two guests may be attached to one interface that somebody else makes. Neither
+// is served then, because whose it is cannot be told.
 func (n *Network) Attach(nic NIC, serve Serve) (*Attachment, error) {
 	if err := nic.check(); err != nil {
 		return nil, err
 	}
-	nic.Ports = slices.Clone(nic.ports())
-	a := &Attachment{network: n, nic: nic, serve: serve, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	nic.Ports, nic.Labels = slices.Clone(nic.ports()), slices.Clone(nic.Labels)
+	a := &Attachment{network: n, nic: nic, serve: serve, wake: make(chan struct{}, 1), trouble: make(chan error, 1), done: make(chan struct{})}
 	a.ctx, a.stop = context.WithCancel(n.ctx)
 	if err := n.add(a); err != nil {
 		a.stop()
 		return nil, err
 	}
 	l, err := a.bring(true)
-	if err != nil {
+	if err != nil && !n.contested(a) { // else it waits until the other gives up
 		a.stop()
 		n.forget(a)
 		n.group.Done()
@@ -88,7 +91,7 @@ func (n *Network) Attach(nic NIC, serve Serve) (*Attachment, error) {
 	go func() {
 		defer n.group.Done()
 		defer close(a.done)
-		a.run(l)
+		a.run(l, err)
 	}()
 	return a, nil
 }
@@ -102,7 +105,7 @@ func (n *Network) add(a *Attachment) error {
 	for other := range n.attached {
 		var what string
 		switch {
-		case other.nic.Name == a.nic.Name && !a.nic.pattern():
+		case other.nic.Name == a.nic.Name && !a.nic.pattern() && !(other.nic.Adopt && a.nic.Adopt):
 			return imprint.Errorf(imprint.Conflict, "attach", a.nic.Name, "it is attached already")
 		case other.nic.MAC == a.nic.MAC:
 			what = a.nic.MAC.String()
@@ -123,6 +126,11 @@ func (n *Network) forget(a *Attachment) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.attached, a)
+	for other := range n.attached {
+		if name := a.claim(); name != "" && other.claim() == name {
+			other.poke()
+		}
+	}
 }
 
 // holder returns who, other than a, has the interface name; nil is nobody.

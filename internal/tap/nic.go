@@ -26,7 +26,7 @@ const MetadataPort = 80
 // Limits of a [NIC].
 const (
 	MaxPorts = 4
-	maxName  = 15 // IFNAMSIZ less its NUL, linux/if.h
+	MaxName  = 15 // letters: IFNAMSIZ less its NUL, linux/if.h
 )
 
 // Owner is the user that may open a tap: the one that the hypervisor runs as.
@@ -35,8 +35,9 @@ type Owner struct{ UID int }
 // NIC is a guest's interface on the link-local network, as the host wants it.
 type NIC struct {
 	// Name is the interface. An adopted one may be named by a pattern, in the
-	// syntax of [path.Match]; of those that match it is the one that libvirt made
-	// for MAC, which has the same address but for its first octet, 0xFE.
+	// syntax of [path.Match]; of those that match it is the one that was asked for
+	// by one of Labels with [Request], or the one that libvirt made for MAC, which
+	// has the same address but for its first octet, 0xFE. If two are, neither is.
 	Name string
 	MAC  MAC
 	IPv4 netip.Addr // in 169.254.0.0/16
@@ -44,6 +45,8 @@ type NIC struct {
 	// Adopt says that somebody else makes the interface, sets it up and deletes
 	// it, now or later. Otherwise it is a persistent tap of imprint's.
 	Adopt bool
+	// Labels are the names by which an interface may be asked for as this guest's.
+	Labels []string
 	// Owner may open a tap that imprint makes; nil is this process's user.
 	Owner *Owner
 	// Ports are the TCP ports of the metadata addresses that the guest may reach;
@@ -69,9 +72,9 @@ func (n NIC) check() error {
 		if _, err := path.Match(n.Name, ""); err != nil || !n.Adopt {
 			return invalid("a pattern, well-formed, names interfaces to adopt, and no other")
 		}
-	} else if !validName(n.Name) {
+	} else if !ValidName(n.Name) {
 		return invalid("not the name of an interface").
-			WithHint("use 1 to %d letters, digits, dots, underscores and hyphens, with a letter first", maxName)
+			WithHint("use 1 to %d letters, digits, dots, underscores and hyphens, with a letter first", MaxName)
 	}
 	if err := checkNIC(n.MAC, n.IPv4); err != nil {
 		return err
@@ -85,10 +88,10 @@ func (n NIC) check() error {
 	return nil
 }
 
-// validName is narrower than the kernel's rule, for the sake of paths below
+// ValidName reports whether s may be the name of a guest's interface. It is narrower than the kernel's rule, for the sake of paths below
 // /proc, and of zones, which may be numbers.
-func validName(s string) bool {
-	if s == "" || len(s) > maxName {
+func ValidName(s string) bool {
+	if s == "" || len(s) > MaxName {
 		return false
 	}
 	for i, c := range []byte(s) {
