@@ -156,6 +156,7 @@ type Port struct {
 	Channel   imprint.ChannelKind `json:"channel"`
 	Socket    string              `json:"socket,omitempty" doc:"The path of a unix socket on the host."`
 	Interface string              `json:"interface,omitempty" doc:"The network interface on the host, for the channel nic."`
+	Adopts    string              `json:"adopts,omitempty" doc:"The interface, or the pattern, that the hypervisor's platform makes for the channel nic and imprint adopts."`
 	Dialled   bool                `json:"dialled,omitempty" doc:"The hypervisor listens on the socket and imprint connects; else the other way round."`
 	Connected bool                `json:"connected,omitempty" doc:"A hypervisor is at the other end."`
 	Problem   string              `json:"problem,omitempty" doc:"Why it cannot be used at present."`

@@ -47,6 +47,9 @@ type Config struct {
 	// Dial lists sockets on which a hypervisor listens; the first entry that fits
 	// an instance's channel counts.
 	Dial []DialConfig `yaml:"dial"`
+	// Adopt lists interfaces that the hypervisor's platform makes; the first entry
+	// that fits an instance with the channel nic counts.
+	Adopt []AdoptConfig `yaml:"adopt"`
 	// KeyFile holds the key-encryption keys.
 	KeyFile string `yaml:"keyFile"`
 	// Signer is the socket of "imprint sign"; empty keeps the issuing keys in this process.
@@ -244,7 +247,7 @@ func yamlFault(err error) string {
 // Check fills in what follows from other fields and refuses what cannot work.
 func (c Config) Check() (*Settings, error) {
 	s := &Settings{Config: c}
-	s.Tenancy, s.Dial = slices.Clone(c.Tenancy), slices.Clone(c.Dial) // what is filled in stays out of c
+	s.Tenancy, s.Dial, s.Adopt = slices.Clone(c.Tenancy), slices.Clone(c.Dial), slices.Clone(c.Adopt) // what is filled in stays out of c
 	if err := imprint.CheckDNSName("name", c.Name); err != nil {
 		return nil, err
 	}
@@ -288,6 +291,9 @@ func (c Config) Check() (*Settings, error) {
 		return nil, err
 	}
 	if err := s.checkDial(); err != nil {
+		return nil, err
+	}
+	if err := checkAdopt(s.Adopt, s.Tenants); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -429,6 +435,11 @@ const ExampleConfig = `# imprint serve --config FILE. Every line shows its defau
 dial:                                 # where the hypervisor listens and imprint connects; the first that fits counts
   # - channel: serial                 # or virtio-serial
   #   socket: /run/qemu/{name}.sock   # {id}, {name} and {tenant} are the instance's
+  #   instance: ""                    # an ID, NAME or TENANT/NAME; "" is every instance with the channel
+
+adopt:                                # interfaces of the channel nic that the platform makes; the first entry that fits counts
+  # - interface: vnet*                # a pattern: libvirt's are known by their MAC, others are asked for (imprint nic adopt)
+  #                                   # or one interface, in which {name}, {tenant} and {tap} are the instance's
   #   instance: ""                    # an ID, NAME or TENANT/NAME; "" is every instance with the channel
 
 checkIn:                              # EST, for machines whose payload came one way

@@ -47,11 +47,11 @@ func TestTheExampleIsTheDefault(t *testing.T) {
 	}
 }
 
-// What the example says about dial is right, too, once it is no comment.
-func TestTheExamplesDialEntryIsValid(t *testing.T) {
+// What the example says about dial and adopt is right, too, once it is no comment.
+func TestTheExamplesEntriesAreValid(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "server.yaml")
-	text := regexp.MustCompile(`(?m)^  # (- channel|  socket|  instance):`).ReplaceAllString(daemon.ExampleConfig, "  $1:")
+	text := regexp.MustCompile(`(?m)^  # (- channel|  socket|- interface|  instance):`).ReplaceAllString(daemon.ExampleConfig, "  $1:")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -62,6 +62,9 @@ func TestTheExamplesDialEntryIsValid(t *testing.T) {
 	s, err := c.Check()
 	if err != nil || !reflect.DeepEqual(s.Dial, []daemon.DialConfig{{Channel: "serial", Socket: "/run/qemu/{name}.sock"}}) {
 		t.Errorf("dial is %+v, %v", s, err)
+	}
+	if err == nil && !reflect.DeepEqual(s.Adopt, []daemon.AdoptConfig{{Interface: "vnet*"}}) {
+		t.Errorf("adopt is %+v", s.Adopt)
 	}
 }
 

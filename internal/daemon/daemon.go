@@ -173,6 +173,7 @@ func (d *Daemon) openHost() error {
 		Name: name, RunDir: d.settings.Run, Owner: owner, Dial: d.settings.dialled,
 		Instances: placements{d.store, name},
 		Control:   d.measuredEngine(), Params: d.values, Secrets: d.values.secrets,
+		Adopt: func(inst *imprint.Instance) (string, error) { return adopted(d.settings.Adopt, inst) },
 		Links: links(d.Logger), Neutron: d.settings.Neutron.Listen != "",
 		Facts: d.facts().of, Logger: d.Logger, Now: d.Now,
 	})

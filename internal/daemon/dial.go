@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"imprint"
@@ -43,7 +44,8 @@ func (s *Settings) checkDial() error {
 		if kind := imprint.ChannelKind(d.Channel); kind != imprint.Serial2 && kind != imprint.VirtioSerial {
 			return imprint.Errorf(imprint.Invalid, "check", what+" channel", "%q is neither %s nor %s", d.Channel, imprint.Serial2, imprint.VirtioSerial)
 		}
-		if err := s.checkDialledInstance(what, d); err != nil {
+		var err error
+		if d.Instance, err = configuredInstance(what, d.Instance, s.Tenants); err != nil {
 			return err
 		}
 		if err := s.checkDialledSocket(what, d); err != nil {
@@ -63,28 +65,30 @@ func (s *Settings) checkDial() error {
 	return nil
 }
 
-// checkDialledInstance also writes the instance as [imprint.Instance.Ref] does.
-func (s *Settings) checkDialledInstance(what string, d *DialConfig) error {
-	if d.Instance == "" || imprint.ValidID(d.Instance) {
-		return nil
+// configuredInstance checks the instance that an entry of the configuration is
+// for, and returns it as [imprint.Instance.Ref] writes it.
+func configuredInstance(what, instance string, tenants []imprint.Tenant) (string, error) {
+	if instance == "" || imprint.ValidID(instance) {
+		return instance, nil
 	}
-	tenant, name, qualified := strings.Cut(d.Instance, "/")
+	tenant, name, qualified := strings.Cut(instance, "/")
 	if !qualified {
-		tenant, name = string(imprint.DefaultTenant), d.Instance
+		tenant, name = string(imprint.DefaultTenant), instance
 	}
 	for _, label := range []string{tenant, name} {
 		if err := imprint.CheckLabel(what+" instance", label); err != nil {
-			return err
+			return "", err
 		}
 	}
-	if _, err := s.Tenant(imprint.TenantName(tenant)); err != nil && len(s.Tenants) > 0 { // imprint host does not know them
-		return imprint.Errorf(imprint.Invalid, "check", what+" instance", "there is no tenant %q", tenant).
+	known := slices.ContainsFunc(tenants, func(t imprint.Tenant) bool { return string(t.Name) == tenant })
+	if !known && len(tenants) > 0 { // imprint host does not know them
+		return "", imprint.Errorf(imprint.Invalid, "check", what+" instance", "there is no tenant %q", tenant).
 			WithHint("add it under tenants, or name the instance by its ID")
 	}
 	if tenant == string(imprint.DefaultTenant) {
-		d.Instance = name
+		return name, nil
 	}
-	return nil
+	return instance, nil
 }
 
 func (s *Settings) checkDialledSocket(what string, d *DialConfig) error {

@@ -25,6 +25,8 @@ type HostConfig struct {
 	Dial []DialConfig `yaml:"dial"`
 	// Neutron is for agents that ask this host instead of the server.
 	Neutron NeutronConfig `yaml:"neutron"`
+	// Adopt lists interfaces that the hypervisor's platform makes, as for a server.
+	Adopt []AdoptConfig `yaml:"adopt"`
 }
 
 // HostSettings are a host's configuration after all checks; only
@@ -54,7 +56,7 @@ func ReadHostConfig(path string) (HostConfig, error) {
 // Check refuses what cannot work.
 func (c HostConfig) Check() (*HostSettings, error) {
 	s := &HostSettings{HostConfig: c}
-	s.Dial = slices.Clone(c.Dial)
+	s.Dial, s.Adopt = slices.Clone(c.Dial), slices.Clone(c.Adopt)
 	for field, dir := range map[string]*string{"data": &s.Data, "run": &s.Run} {
 		abs, err := filepath.Abs(*dir)
 		if err != nil || *dir == "" {
@@ -71,7 +73,10 @@ func (c HostConfig) Check() (*HostSettings, error) {
 		return nil, err
 	}
 	s.dial = &Settings{Config: Config{Dial: s.Dial, Run: s.Run}}
-	return s, s.dial.checkDial()
+	if err := s.dial.checkDial(); err != nil {
+		return nil, err
+	}
+	return s, checkAdopt(s.Adopt, nil)
 }
 
 // Named returns the configuration with the names that its fields have in a file.
@@ -97,4 +102,9 @@ neutron:                              # Neutron's metadata agents, for the insta
   # key: neutron.key
   # clientCA: agents.pem              # signed the agents' nova_client_cert
   # privateNetwork: false             # true goes without TLS, where nobody but the agents reaches it
+
+adopt:                                # interfaces of the channel nic that the platform makes; the first entry that fits counts
+  # - interface: vnet*                # a pattern: libvirt's are known by their MAC, others are asked for (imprint nic adopt)
+  #                                   # or one interface, in which {name}, {tenant} and {tap} are the instance's
+  #   instance: ""                    # an ID, NAME or TENANT/NAME; "" is every instance with the channel
 `

@@ -66,6 +66,10 @@ type Config struct {
 	// of inst, so that the host connects to it; "" if the hypervisor connects. Nil
 	// is "" for all.
 	Dial func(inst *imprint.Instance, kind imprint.ChannelKind) (socket string)
+	// Adopt returns the interface that the platform makes for inst's channel nic, or
+	// a pattern of such interfaces (see [tap.NIC]); "" if this host makes a tap. It
+	// fails with kind [imprint.Invalid] if there can be none. Nil is "" for all.
+	Adopt func(inst *imprint.Instance) (string, error)
 	// Links opens the hypervisor's link-local network, when the first instance has
 	// the channel nic; nil if there is none.
 	Links func() (*tap.Network, error)
@@ -116,6 +120,9 @@ func New(c Config) (*Host, error) {
 	}
 	if c.Dial == nil {
 		c.Dial = func(*imprint.Instance, imprint.ChannelKind) string { return "" }
+	}
+	if c.Adopt == nil {
+		c.Adopt = func(*imprint.Instance) (string, error) { return "", nil }
 	}
 	return &Host{c: c, units: map[imprint.InstanceID]*unit{}, dialled: map[string]end{}, links: newLinkLocal(c.Links, c.Name)}, nil
 }

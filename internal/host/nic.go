@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"syscall"
 	"time"
@@ -79,6 +80,18 @@ func (l *linkLocal) giveBack(lease tap.Lease) {
 	l.taken.GiveBack(lease)
 }
 
+// exchange gives back old and takes now, of the same holder, or fails as
+// [tap.Taken.Take] does and changes nothing.
+func (l *linkLocal) exchange(old, now tap.Lease) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.taken.Take(now); err != nil {
+		return err
+	}
+	l.taken.GiveBack(old)
+	return l.taken.Take(now) // what both have was given back
+}
+
 // settle is called when every instance was listed: what an earlier process
 // served and nobody has any more goes.
 func (l *linkLocal) settle() error {
@@ -118,12 +131,15 @@ type nic struct {
 
 	mu         sync.Mutex
 	lease      tap.Lease         // guarded by mu; zero until there is one
+	adopts     string            // guarded by mu; the interface or pattern, "" for a tap of this host's
 	attachment *tap.Attachment   // guarded by mu; nil until it is attached
 	drops      map[string]uint64 // guarded by mu; the counters as they were read last
 	untold     map[string]uint64 // guarded by mu; forged packets that are not on the timeline
-	dropNotes  complaints
+	dropNotes  complaints        // on the timeline, about packets
 	// dropReports has what goes on the timeline next.
 	dropReports chan string
+
+	complaints complaints // on the timeline, about the interface
 }
 
 // newNIC returns an interface that is not there yet.
@@ -160,12 +176,14 @@ func (u *unit) link() *way {
 	}}
 }
 
-// keep attaches the interface if the first attempt failed with err.
+// keep attaches the interface if the first attempt failed with err, and from then
+// on tells why it is not served.
 func (n *nic) keep(ctx context.Context, p *port, err error) {
 	listed := n.unit.host.links.listed
 	for err != nil {
 		if p.trouble(err) {
 			n.unit.log.ErrorContext(ctx, "the guest's interface does not work", "error", err, "hint", imprint.HintOf(err))
+			n.complain(ctx, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -177,12 +195,44 @@ func (n *nic) keep(ctx context.Context, p *port, err error) {
 		err = n.attach(ctx)
 	}
 	p.trouble(nil)
+	n.mu.Lock()
+	a := n.attachment
+	n.mu.Unlock()
+	for {
+		select {
+		case err := <-a.Trouble():
+			n.complain(ctx, err)
+		case <-a.Done():
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// complain puts on the timeline why the interface is not served, if that is for
+// the operator to mend: it is another's, or can be no guest's.
+func (n *nic) complain(ctx context.Context, err error) {
+	if kind := imprint.KindOf(err); kind != imprint.Conflict && kind != imprint.Invalid || !n.complaints.admit(n.unit.host.c.Now()) {
+		return
+	}
+	snap, _ := n.unit.current()
+	if err := n.unit.host.c.Control.Report(ctx, imprint.Report{
+		Instance: n.unit.id, Generation: snap.inst.Generation, Channel: imprint.LinkLocal, Kind: imprint.ReportRefused,
+		Name: err.Error(), From: "the host", Witness: n.unit.host.c.Name,
+	}); err != nil && ctx.Err() == nil {
+		n.unit.log.WarnContext(ctx, "not on the timeline", "error", err)
+	}
 }
 
 // attach makes the interface and has it served.
 func (n *nic) attach(ctx context.Context) error {
 	u := n.unit
 	snap, _ := u.current()
+	adopts, err := u.host.c.Adopt(snap.inst)
+	if err != nil {
+		return err
+	}
 	network, err := u.host.links.get()
 	if err != nil {
 		return err
@@ -191,42 +241,84 @@ func (n *nic) attach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.mu.Lock()
+	n.lease = lease // until the interface is the instance's no more, also if nothing works
+	n.mu.Unlock()
 	if chosen {
-		err = u.host.c.Control.Report(ctx, imprint.Report{
-			Instance: u.id, Generation: snap.inst.Generation, Channel: imprint.LinkLocal, Kind: imprint.ReportNIC, Witness: u.host.c.Name,
-			NIC: &imprint.NIC{Host: u.host.c.Name, MAC: lease.MAC.String(), IPv4: lease.IPv4},
-		})
-	}
-	var attachment *tap.Attachment
-	if err == nil {
-		want := tap.NIC{Name: tap.NameOf(string(u.id)), MAC: lease.MAC, IPv4: lease.IPv4}
-		if o := u.host.c.Owner; o != nil {
-			want.Owner = &tap.Owner{UID: o.UID}
+		if err := n.record(ctx, lease); err != nil {
+			return err
 		}
-		attachment, err = network.Attach(want, func(ctx context.Context, l *tap.Link) error { return n.serve(ctx, l, lease) })
 	}
+	want := tap.NIC{Name: tap.NameOf(string(u.id)), MAC: lease.MAC, IPv4: lease.IPv4}
+	if adopts != "" {
+		want.Name, want.Adopt = adopts, true
+		want.Labels = append([]string{string(u.id), snap.inst.Ref()}, snap.inst.Spec.DNSNames...)
+	}
+	if o := u.host.c.Owner; o != nil {
+		want.Owner = &tap.Owner{UID: o.UID}
+	}
+	attachment, err := network.Attach(want, n.serve)
 	if err != nil {
-		u.host.links.giveBack(lease)
 		return err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.lease, n.attachment = lease, attachment
+	n.attachment, n.adopts = attachment, adopts
 	return nil
+}
+
+// record puts on record what belongs to the instance on this host.
+func (n *nic) record(ctx context.Context, lease tap.Lease) error {
+	snap, _ := n.unit.current()
+	name := n.unit.host.c.Name
+	return n.unit.host.c.Control.Report(ctx, imprint.Report{
+		Instance: n.unit.id, Generation: snap.inst.Generation, Channel: imprint.LinkLocal, Kind: imprint.ReportNIC, Witness: name,
+		NIC: &imprint.NIC{Host: name, MAC: lease.MAC.String(), IPv4: lease.IPv4},
+	})
+}
+
+// leaseAt returns what belongs to the guest at link: what was given to it, unless
+// the interface was asked for with another MAC, which is then put on record.
+func (n *nic) leaseAt(ctx context.Context, link *tap.Link) (tap.Lease, error) {
+	n.mu.Lock()
+	lease := n.lease
+	n.mu.Unlock()
+	if lease.MAC == link.NIC.MAC {
+		return lease, nil
+	}
+	select { // or else it might be one that belongs to an instance that is not known yet
+	case <-n.unit.host.links.listed:
+	case <-ctx.Done():
+		return lease, ctx.Err()
+	}
+	now := lease
+	now.MAC = link.NIC.MAC
+	if err := n.unit.host.links.exchange(lease, now); err != nil {
+		return lease, err
+	}
+	if err := n.record(ctx, now); err != nil {
+		return lease, errors.Join(err, n.unit.host.links.exchange(now, lease)) // it is tried again
+	}
+	n.mu.Lock()
+	n.lease = now
+	n.mu.Unlock()
+	return now, nil
 }
 
 // detach takes the interface away.
 func (n *nic) detach() {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.attachment == nil {
-		return
-	}
-	if err := n.attachment.Detach(); err != nil {
-		n.unit.log.Error("the guest's interface was not taken away", "error", err)
-	}
-	n.unit.host.links.giveBack(n.lease)
+	attachment := n.attachment
 	n.attachment = nil
+	n.mu.Unlock()
+	if attachment != nil {
+		if err := attachment.Detach(); err != nil { // serve, which may want the lock, ends first
+			n.unit.log.Error("the guest's interface was not taken away", "error", err)
+		}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.unit.host.links.giveBack(n.lease)
 }
 
 // asPort describes the interface, whose port is p.
@@ -242,8 +334,14 @@ func (n *nic) asPort(p *port) Port {
 		return one
 	}
 	state := n.attachment.State()
-	one.Interface = tap.NameOf(string(n.unit.id))
 	one.Dropped = n.countDrops()
+	one.Interface, one.Adopts = tap.NameOf(string(n.unit.id)), n.adopts
+	if n.adopts != "" {
+		one.Interface = ""
+		if state.Link != nil {
+			one.Interface = state.Link.NIC.Name
+		}
+	}
 	if state.Err != nil {
 		one.Problem = state.Err.Error()
 	}
@@ -251,8 +349,12 @@ func (n *nic) asPort(p *port) Port {
 }
 
 // serve answers the guest during one life of its interface.
-func (n *nic) serve(ctx context.Context, link *tap.Link, lease tap.Lease) error {
+func (n *nic) serve(ctx context.Context, link *tap.Link) error {
 	snap, _ := n.unit.current()
+	lease, err := n.leaseAt(ctx, link)
+	if err != nil {
+		return err
+	}
 	responder, err := dhcp.New(dhcp.Lease{
 		MAC: lease.MAC, Address: lease.IPv4, Server: tap.MetadataIPv4, Hostname: string(snap.inst.Spec.Name),
 	}, dhcp.Options{Logger: n.unit.log})

@@ -15,7 +15,8 @@ import (
 type Port struct {
 	Channel   imprint.ChannelKind
 	Socket    string // "" for the channels nic and neutron
-	Interface string // the channel nic's
+	Interface string // the channel nic's, "" while it is not there
+	Adopts    string // the interface, or the pattern, that the platform makes for the channel nic; "" if this host makes a tap
 	Dialled   bool   // the hypervisor listens on Socket and this host connects; else the other way round
 	Connected bool   // a hypervisor is at the other end, or the interface is served
 	Problem   string // why it cannot be used; "" if nothing is wrong

@@ -157,7 +157,7 @@ func (a *Answer) clean() error {
 	for i := range a.Ports {
 		p := &a.Ports[i]
 		p.Channel = imprint.ChannelKind(printable(string(p.Channel)))
-		p.Socket, p.Interface, p.Problem = printable(p.Socket), printable(p.Interface), printable(p.Problem)
+		p.Socket, p.Interface, p.Adopts, p.Problem = printable(p.Socket), printable(p.Interface), printable(p.Adopts), printable(p.Problem)
 		if len(p.Dropped) > maxReasons {
 			return imprint.Errorf(imprint.Invalid, "read", "answer", "%d reasons why packets were dropped; at most %d", len(p.Dropped), maxReasons)
 		}
@@ -194,6 +194,7 @@ type Port struct {
 	Channel   imprint.ChannelKind `json:"channel"`
 	Socket    string              `json:"socket,omitempty"`
 	Interface string              `json:"interface,omitempty"`
+	Adopts    string              `json:"adopts,omitempty"`
 	Dialled   bool                `json:"dialled,omitempty"`
 	Connected bool                `json:"connected,omitempty"`
 	Problem   string              `json:"problem,omitempty"`
