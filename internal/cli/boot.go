@@ -243,6 +243,10 @@ func waitNIC(ctx context.Context, client *api.Client, id imprint.InstanceID, hos
 		if n := slices.IndexFunc(d.Ports, func(p api.Port) bool { return p.Channel == imprint.LinkLocal }); n >= 0 {
 			port = d.Ports[n]
 		}
+		if port.Adopts != "" {
+			return nil, imprint.Errorf(imprint.Conflict, "boot", d.Instance.Ref, "the platform makes its interface, %s, and imprint adopts it", port.Adopts).
+				WithHint("start it there, with what imprint nic libvirt %s prints; --channel can leave nic out", d.Instance.Ref)
+		}
 		nic := d.Instance.NIC
 		if port.Problem == "" && port.Interface != "" && nic != nil && nic.Host == host {
 			return &qemu.NIC{MAC: nic.MAC, Tap: port.Interface}, nil

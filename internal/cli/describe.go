@@ -81,13 +81,17 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 
 func describePort(port api.Port, nic *imprint.NIC) string {
 	what := string(port.Channel)
-	if port.Interface != "" && nic != nil {
-		what += fmt.Sprintf(": interface %s, MAC %s, address %s", port.Interface, nic.MAC, nic.IPv4)
+	of := port.Interface
+	if port.Adopts != "" && of == "" {
+		of = port.Adopts + ", which is not there yet"
+	}
+	if of != "" && nic != nil {
+		what += fmt.Sprintf(": interface %s, MAC %s, address %s", of, nic.MAC, nic.IPv4)
 	}
 	switch {
 	case port.Problem != "":
 		return what + ": " + port.Problem
-	case port.Interface != "":
+	case of != "":
 		return what
 	}
 	if port.Channel == imprint.Neutron {
