@@ -34,13 +34,12 @@ func (l *Link) Networks() []string {
 // packets say. It fails with kind [imprint.Conflict] if another program has the
 // port, and with kind [imprint.Denied] without CAP_NET_BIND_SERVICE for a port
 // below 1024.
-//
-// "tcp6" takes longer the more interfaces the host has, because package net
-// reads the names of all of them: serve "tcp4" first.
 func (l *Link) Listen(ctx context.Context, network string, port uint16) (net.Listener, error) {
 	address := MetadataIPv4
 	if network == "tcp6" {
-		address = MetadataIPv6 // without a zone: the socket is bound to its interface already
+		// Not the address itself, at which package net would look for its zone among
+		// the names of all interfaces: what came to another is closed at once.
+		address = netip.IPv6Unspecified()
 	}
 	config := net.ListenConfig{Control: l.bind()}
 	// Package net listens for MPTCP as well, whose connections can be joined over
@@ -50,7 +49,27 @@ func (l *Link) Listen(ctx context.Context, network string, port uint16) (net.Lis
 	if err != nil {
 		return nil, l.listenFault("TCP port "+strconv.Itoa(int(port)), err)
 	}
+	if tcp, ok := listener.(*net.TCPListener); ok && network == "tcp6" {
+		return &metadataListener{tcp}, nil
+	}
 	return listener, nil
+}
+
+// metadataListener accepts what came to [MetadataIPv6] and closes the rest, of
+// which the filter lets none through.
+type metadataListener struct{ *net.TCPListener }
+
+func (l *metadataListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.AcceptTCP()
+		if err != nil {
+			return nil, err
+		}
+		if to, ok := conn.LocalAddr().(*net.TCPAddr); ok && to.IP.Equal(MetadataIPv6.AsSlice()) {
+			return conn, nil
+		}
+		conn.Close()
+	}
 }
 
 // ListenDHCP returns a socket that hears DHCP requests on this interface only,
