@@ -127,7 +127,9 @@ func TestAttacksWorkWithoutRules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn.DelTable(&nftables.Table{Name: "imprint", Family: nftables.TableFamilyNetdev})
+	for _, g := range []*guest{a, b} {
+		conn.DelTable(&nftables.Table{Name: "imprint." + g.nic.Name, Family: nftables.TableFamilyNetdev})
+	}
 	if err := conn.Flush(); err != nil {
 		t.Fatal(err)
 	}

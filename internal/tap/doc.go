@@ -13,8 +13,8 @@
 // netdev family of nftables, at the interface's ingress and egress, because that
 // is the only place that sees MAC addresses, ARP, IPv4 and IPv6 before the host
 // does, and also what a bridge or another interface sends. They match literal values, one
-// chain an interface, so that a packet costs the same with one guest as with a
-// thousand. What is dropped is counted by reason: see [Drops]. What is let
+// table an interface, so that a packet, and another interface, cost the same with
+// one guest as with a thousand. What is dropped is counted by reason: see [Drops]. What is let
 // through still meets the operator's own rules, which have to accept it.
 //
 //	n, err := tap.Open(tap.Options{Logger: log})

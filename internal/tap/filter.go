@@ -13,8 +13,10 @@ import (
 	"imprint"
 )
 
-// tableName is the nftables table that is imprint's own, in the netdev family.
-const tableName = "imprint"
+// tablePrefix begins the name of the nftables table, in the netdev family, of an
+// interface; the interface's own name ends it. Each has a table of its own because
+// the kernel looks at a whole table again whenever a rule is added to it.
+const tablePrefix = "imprint."
 
 // maxSources is how many IPv6 addresses a guest may speak from within sourcesAge.
 const (
@@ -24,6 +26,13 @@ const (
 
 // sourcesID names the set of sources within one transaction.
 const sourcesID = 1
+
+// The names within an interface's table; a counter is called as its reason.
+const (
+	inboundName  = "in"
+	outboundName = "out"
+	sourcesName  = "ipv6"
+)
 
 // Drops counts the packets that the filter dropped at one interface since its
 // rules were first made, by reason. The counts outlive a restart.
@@ -40,7 +49,7 @@ type Drops struct {
 // Forged is how many packets pretended to come from somebody else.
 func (d Drops) Forged() uint64 { return d.MAC + d.ARP + d.Source }
 
-// reason is why a packet was dropped; it ends the name of a counter.
+// reason is why a packet was dropped, and the name of the counter.
 type reason string
 
 const (
@@ -76,68 +85,64 @@ func reasons() []reason {
 	return []reason{dropMAC, dropARP, dropSource, dropDestination, dropPort, dropOther, dropOutbound}
 }
 
-// filter is the table. Each method is one transaction: it happens whole or not at all.
+// filter is all tables. Each method that changes one is a transaction: it happens
+// whole or not at all.
 type filter struct {
-	mu    sync.Mutex // one transaction at a time
-	table *nftables.Table
+	mu sync.Mutex // one transaction at a time
 }
 
-// openFilter makes the table, or finds the one that an earlier process left. It
-// fails with kind [imprint.Conflict] if the table of that name is somebody else's.
+// openFilter finds out whether this kernel filters and this process may say how.
+// What an earlier process left stays in force. It fails with kind
+// [imprint.Conflict] if a table that is called like one of imprint's is somebody
+// else's.
 func openFilter() (*filter, error) {
-	f := &filter{table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyNetdev}}
+	f := &filter{}
 	conn, err := nftables.New()
 	if err != nil {
-		return nil, filterFault("open", tableName, err)
+		return nil, filterFault("open", "nftables", err)
 	}
-	conn.AddTable(f.table)
+	probe := table("probe of this kernel") // no interface is called so
+	conn.AddTable(probe)
+	conn.DelTable(probe)
 	if err := conn.Flush(); err != nil {
-		return nil, filterFault("make the nftables table", tableName, err)
+		return nil, filterFault("make a table of", "nftables", err)
 	}
-	chains, err := f.chains()
+	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
 	if err != nil {
-		return nil, err
+		return nil, filterFault("read", "nftables", err)
 	}
 	for _, c := range chains {
-		if _, ours := interfaceOf(c.Name); !ours {
-			return nil, imprint.Errorf(imprint.Conflict, "use the nftables table", tableName, "its chain %q is not imprint's", c.Name).
-				WithHint("remove or rename that table: nft delete table netdev %s", tableName)
+		if strings.HasPrefix(c.Table.Name, tablePrefix) && c.Name != inboundName && c.Name != outboundName {
+			return nil, imprint.Errorf(imprint.Conflict, "use the nftables table", c.Table.Name, "its chain %q is not imprint's", c.Name).
+				WithHint("remove or rename that table: nft delete table netdev %s", c.Table.Name)
 		}
 	}
 	return f, nil
 }
 
-// interfaces returns the names of those that have rules.
+// table is that of the interface name.
+func table(name string) *nftables.Table {
+	return &nftables.Table{Name: tablePrefix + name, Family: nftables.TableFamilyNetdev}
+}
+
+// interfaces returns the names of those that have rules, or had some until they
+// went.
 func (f *filter) interfaces() ([]string, error) {
-	chains, err := f.chains()
+	conn, err := nftables.New()
 	if err != nil {
-		return nil, err
+		return nil, filterFault("read", "nftables", err)
+	}
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyNetdev)
+	if err != nil {
+		return nil, filterFault("read", "nftables", err)
 	}
 	var names []string
-	for _, c := range chains {
-		if name, ours := interfaceOf(c.Name); ours && c.Name == inboundName(name) {
+	for _, t := range tables {
+		if name, ours := strings.CutPrefix(t.Name, tablePrefix); ours {
 			names = append(names, name)
 		}
 	}
 	return names, nil
-}
-
-func (f *filter) chains() ([]*nftables.Chain, error) {
-	conn, err := nftables.New()
-	if err != nil {
-		return nil, filterFault("read the nftables table", tableName, err)
-	}
-	all, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
-	if err != nil {
-		return nil, filterFault("read the nftables table", tableName, err)
-	}
-	var own []*nftables.Chain
-	for _, c := range all {
-		if c.Table.Name == tableName {
-			own = append(own, c)
-		}
-	}
-	return own, nil
 }
 
 // apply puts the rules of nic in force, in the place of those that were there.
@@ -149,14 +154,15 @@ func (f *filter) apply(nic NIC) error {
 	if err != nil {
 		return filterFault("filter", nic.Name, err)
 	}
-	conn.AddTable(f.table)
+	t := table(nic.Name)
+	conn.AddTable(t)
 	for _, why := range reasons() {
-		conn.AddObj(f.counter(nic.Name, why))
+		conn.AddObj(counter(t, why))
 	}
-	if err := conn.AddSet(f.sources(nic.Name), nil); err != nil {
+	if err := conn.AddSet(sources(t), nil); err != nil {
 		return filterFault("filter", nic.Name, err)
 	}
-	in, out := f.pair(nic.Name)
+	in, out := pair(t, nic.Name)
 	for _, c := range []struct {
 		chain *nftables.Chain
 		rules []rule
@@ -164,7 +170,7 @@ func (f *filter) apply(nic NIC) error {
 		conn.AddChain(c.chain) // an existing one is left as it is
 		conn.FlushChain(c.chain)
 		for _, r := range c.rules {
-			conn.AddRule(&nftables.Rule{Table: f.table, Chain: c.chain, Exprs: r})
+			conn.AddRule(&nftables.Rule{Table: t, Chain: c.chain, Exprs: r})
 		}
 	}
 	if err := conn.Flush(); err != nil {
@@ -173,52 +179,19 @@ func (f *filter) apply(nic NIC) error {
 	return nil
 }
 
-// remove takes away the rules and the counts of the interface name.
+// remove takes away the rules and the counts of the interface name, if there are any.
 func (f *filter) remove(name string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	chains, err := f.chains() // with their interface the kernel may have removed them already
-	if err != nil {
-		return err
-	}
 	conn, err := nftables.New()
 	if err != nil {
 		return filterFault("stop filtering", name, err)
 	}
-	found := false
-	for _, c := range chains {
-		if of, _ := interfaceOf(c.Name); of == name {
-			conn.FlushChain(c)
-			conn.DelChain(c)
-			found = true
-		}
-	}
-	known, err := f.has(name)
-	if err != nil {
-		return err
-	}
-	if known {
-		conn.DelSet(f.sources(name))
-		for _, why := range reasons() {
-			conn.DeleteObject(f.counter(name, why))
-		}
-	}
-	if !found && !known {
-		return nil
-	}
-	if err := conn.Flush(); err != nil {
+	conn.DelTable(table(name))
+	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return filterFault("stop filtering", name, err)
 	}
 	return nil
-}
-
-// has reports whether the counters of the interface name exist, and with them its set.
-func (f *filter) has(name string) (bool, error) {
-	_, err := f.drops(name)
-	if imprint.KindOf(err) == imprint.NotFound {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 // drops reads the counters of the interface name.
@@ -230,7 +203,7 @@ func (f *filter) drops(name string) (Drops, error) {
 	defer conn.CloseLasting()
 	var d Drops
 	for _, why := range reasons() {
-		o, err := conn.GetObject(f.counter(name, why))
+		o, err := conn.GetObject(counter(table(name), why))
 		if err != nil || o == nil {
 			// The library flattens the kernel's error into text.
 			if err == nil || strings.Contains(err.Error(), unix.ENOENT.Error()) {
@@ -247,64 +220,29 @@ func (f *filter) drops(name string) (Drops, error) {
 	return d, nil
 }
 
-// close removes the table with all that is in it.
-func (f *filter) close() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	conn, err := nftables.New()
-	if err != nil {
-		return filterFault("remove the nftables table", tableName, err)
-	}
-	conn.DelTable(f.table)
-	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return filterFault("remove the nftables table", tableName, err)
-	}
-	return nil
-}
-
 // pair returns the two chains of the interface name, at the two ends of its way
 // into the host. They drop what no rule accepts.
-func (f *filter) pair(name string) (in, out *nftables.Chain) {
+func pair(t *nftables.Table, name string) (in, out *nftables.Chain) {
 	policy := nftables.ChainPolicyDrop
 	chain := func(chainName string, hook *nftables.ChainHook) *nftables.Chain {
 		return &nftables.Chain{
-			Name: chainName, Table: f.table, Type: nftables.ChainTypeFilter,
+			Name: chainName, Table: t, Type: nftables.ChainTypeFilter,
 			Hooknum: hook, Priority: nftables.ChainPriorityFilter, Device: name, Policy: &policy,
 		}
 	}
-	return chain(inboundName(name), nftables.ChainHookIngress), chain(outboundName(name), nftables.ChainHookEgress)
+	return chain(inboundName, nftables.ChainHookIngress), chain(outboundName, nftables.ChainHookEgress)
 }
 
-func (f *filter) counter(name string, why reason) *nftables.NamedObj {
-	return &nftables.NamedObj{Table: f.table, Name: counterName(name, why), Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}
+func counter(t *nftables.Table, why reason) *nftables.NamedObj {
+	return &nftables.NamedObj{Table: t, Name: string(why), Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}
 }
 
 // sources is the set of the IPv6 addresses that the guest speaks from.
-func (f *filter) sources(name string) *nftables.Set {
+func sources(t *nftables.Table) *nftables.Set {
 	return &nftables.Set{
-		Table: f.table, Name: sourcesName(name), ID: sourcesID, KeyType: nftables.TypeIP6Addr,
+		Table: t, Name: sourcesName, ID: sourcesID, KeyType: nftables.TypeIP6Addr,
 		Dynamic: true, HasTimeout: true, Timeout: sourcesAge, Size: maxSources,
 	}
-}
-
-// The names within the table begin with the interface's. The last dot ends it:
-// an interface's own name may have some.
-const (
-	inboundEnd  = ".in"
-	outboundEnd = ".out"
-	sourcesEnd  = ".ipv6"
-)
-
-func inboundName(name string) string             { return name + inboundEnd }
-func outboundName(name string) string            { return name + outboundEnd }
-func sourcesName(name string) string             { return name + sourcesEnd }
-func counterName(name string, why reason) string { return name + "." + string(why) }
-
-func interfaceOf(chain string) (name string, ours bool) {
-	if name, ours = strings.CutSuffix(chain, inboundEnd); ours {
-		return name, true
-	}
-	return strings.CutSuffix(chain, outboundEnd)
 }
 
 func filterFault(op, operand string, err error) error {

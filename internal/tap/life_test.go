@@ -21,14 +21,14 @@ import (
 	"imprint/test/netns"
 )
 
-// rules counts those in imprint's table.
-func rules(t *testing.T) (count int, table bool) {
+// rules counts those of imprint's, and its tables.
+func rules(t *testing.T) (count, tables int) {
 	t.Helper()
 	conn, err := nftables.New()
 	if err != nil {
 		t.Fatal(err)
 	}
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyNetdev)
+	list, err := conn.ListTablesOfFamily(nftables.TableFamilyNetdev)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func rules(t *testing.T) (count int, table bool) {
 		}
 		count += len(rules)
 	}
-	return count, len(tables) == 1
+	return count, len(list)
 }
 
 // A process that comes next finds taps and rules as the one before left them,
@@ -65,8 +65,8 @@ func TestRestart(t *testing.T) {
 	// Nobody serves, and the rules are still there.
 	w.send(t, forged)
 	w.settle(t)
-	if after, table := rules(t); after != before || !table {
-		t.Fatalf("after Leave %d rules of %d, table %t", after, before, table)
+	if after, tables := rules(t); after != before || tables != 2 {
+		t.Fatalf("after Leave %d rules of %d, in %d tables; want one for each interface", after, before, tables)
 	}
 	second := open(t)
 	strays, err := second.Strays()
@@ -100,8 +100,8 @@ func TestRestart(t *testing.T) {
 	if err := second.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, table := rules(t); table {
-		t.Error("the table is still there")
+	if _, tables := rules(t); tables != 0 {
+		t.Errorf("%d tables are still there", tables)
 	}
 	l, err := netlink.LinkByName(g.nic.Name)
 	if err != nil || l.Attrs().Flags&net.FlagUp != 0 {
@@ -120,8 +120,8 @@ func TestRestart(t *testing.T) {
 	if _, err := netlink.LinkByName(g.nic.Name); err == nil {
 		t.Error("the tap outlives its instance")
 	}
-	if left, _ := rules(t); left != 0 {
-		t.Errorf("%d rules outlive their instance", left)
+	if left, tables := rules(t); left != 0 || tables != 0 {
+		t.Errorf("%d rules and %d tables outlive their instance", left, tables)
 	}
 	if _, err := last.Drops(); imprint.KindOf(err) != imprint.NotFound {
 		t.Errorf("counts outlive their instance: %v", err)
@@ -237,8 +237,8 @@ func TestAdoptedInterfaceReturns(t *testing.T) {
 	if err != nil || len(routes) != 0 {
 		t.Errorf("it keeps the routes %v, %v", routes, err)
 	}
-	if left, _ := rules(t); left != 0 {
-		t.Errorf("%d rules stay", left)
+	if left, tables := rules(t); left != 0 || tables != 0 {
+		t.Errorf("%d rules and %d tables stay", left, tables)
 	}
 }
 

@@ -188,7 +188,7 @@ func (n *Network) Leave() { n.end() }
 
 // Close ends the serving and takes everything away: taps of imprint's are down,
 // for a hypervisor may still have them open, adopted interfaces have lost their
-// addresses, and only then the table of rules goes.
+// addresses, and only then the rules of each go.
 func (n *Network) Close() error {
 	n.end()
 	names, err := n.filter.interfaces()
@@ -197,20 +197,20 @@ func (n *Network) Close() error {
 	}
 	for _, name := range names {
 		l, err := netlink.LinkByName(name)
-		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			continue
-		}
 		if err == nil && l.Attrs().Alias == alias {
 			err = netlink.LinkSetDown(l)
 		}
 		if err == nil {
 			err = clear(l)
 		}
-		if err != nil { // then the rules stay: better than a guest without any
+		if err != nil && !errors.As(err, new(netlink.LinkNotFoundError)) { // then the rules stay: better than a guest without any
 			return linkFault("close", name, err)
 		}
+		if err := n.filter.remove(name); err != nil {
+			return err
+		}
 	}
-	return n.filter.close()
+	return nil
 }
 
 func (n *Network) end() {

@@ -41,7 +41,7 @@ func inbound(nic NIC) []rule {
 		host  = octets(MetadataIPv4)
 	)
 	rules := []rule{
-		drop(nic.Name, dropMAC, isNot(link, 6, mac)),
+		drop(dropMAC, isNot(link, 6, mac)),
 	}
 
 	// ARP over Ethernet for IPv4 (RFC 826): who has the host's address, asked and
@@ -58,7 +58,7 @@ func inbound(nic NIC) []rule {
 		arp(request, guest, is(network, 24, guest)),
 		arp(request, octets(netip.IPv4Unspecified()), is(network, 24, guest)),
 		arp(reply, guest),
-		drop(nic.Name, dropARP, ethertype(unix.ETH_P_ARP)),
+		drop(dropARP, ethertype(unix.ETH_P_ARP)),
 	)
 
 	// IPv4. Without options, which could carry a source route, and whole:
@@ -79,9 +79,9 @@ func inbound(nic NIC) []rule {
 	}
 	rules = append(rules,
 		// A guest without an address says 0.0.0.0 and pretends to be nobody.
-		drop(nic.Name, dropSource, ethertype(unix.ETH_P_IP), isNot(network, 12, guest), isNot(network, 12, octets(netip.IPv4Unspecified()))),
-		drop(nic.Name, dropDestination, ethertype(unix.ETH_P_IP), isNot(network, 16, host)),
-		drop(nic.Name, dropPort, ethertype(unix.ETH_P_IP)),
+		drop(dropSource, ethertype(unix.ETH_P_IP), isNot(network, 12, guest), isNot(network, 12, octets(netip.IPv4Unspecified()))),
+		drop(dropDestination, ethertype(unix.ETH_P_IP), isNot(network, 16, host)),
+		drop(dropPort, ethertype(unix.ETH_P_IP)),
 	)
 
 	// IPv6. The guest makes its own link-local addresses (RFC 4862, RFC 7217) and
@@ -91,11 +91,11 @@ func inbound(nic NIC) []rule {
 	six := ethertype(unix.ETH_P_IPV6)
 	fe80 := octets(netip.MustParseAddr("fe80::"))[:8]
 	rules = append(rules,
-		drop(nic.Name, dropSource, six, isNot(network, 8, fe80), isNot(network, 8, octets(netip.IPv6Unspecified()))),
-		drop(nic.Name, dropSource, six, is(network, 8, octets(MetadataIPv6))),
-		drop(nic.Name, dropDestination, six, isNot(network, 24, octets(MetadataIPv6)), isNot(network, 24, octets(solicitedNode))),
-		drop(nic.Name, dropDestination, six, is(network, 8, octets(netip.IPv6Unspecified()))),
-		drop(nic.Name, dropSource, six, unknownAndFull(nic.Name)),
+		drop(dropSource, six, isNot(network, 8, fe80), isNot(network, 8, octets(netip.IPv6Unspecified()))),
+		drop(dropSource, six, is(network, 8, octets(MetadataIPv6))),
+		drop(dropDestination, six, isNot(network, 24, octets(MetadataIPv6)), isNot(network, 24, octets(solicitedNode))),
+		drop(dropDestination, six, is(network, 8, octets(netip.IPv6Unspecified()))),
+		drop(dropSource, six, unknownAndFull()),
 		accept(six, is(network, 6, []byte{unix.IPPROTO_ICMPV6}), is(transport, 0, []byte{neighbourSolicitation, 0}), is(transport, 8, octets(MetadataIPv6))),
 		accept(six, is(network, 6, []byte{unix.IPPROTO_ICMPV6}), is(transport, 0, []byte{neighbourAdvertisement, 0}), is(network, 24, octets(MetadataIPv6))),
 	)
@@ -107,8 +107,8 @@ func inbound(nic NIC) []rule {
 	// that the guest did: the chain's policy drops them, and nobody counts.
 	framed := masked(link, 0, []byte{0}, []byte{0})
 	return append(rules,
-		drop(nic.Name, dropPort, six),
-		drop(nic.Name, dropOther, framed),
+		drop(dropPort, six),
+		drop(dropOther, framed),
 	)
 }
 
@@ -136,7 +136,7 @@ func outbound(nic NIC) []rule {
 			accept(six, is(network, 6, []byte{unix.IPPROTO_TCP}), is(transport, 0, port(p))),
 		)
 	}
-	return append(rules, drop(nic.Name, dropOutbound))
+	return append(rules, drop(dropOutbound))
 }
 
 func join(parts ...rule) (r rule) {
@@ -150,9 +150,9 @@ func accept(matches ...rule) rule {
 	return append(join(matches...), &expr.Verdict{Kind: expr.VerdictAccept})
 }
 
-func drop(name string, why reason, matches ...rule) rule {
+func drop(why reason, matches ...rule) rule {
 	return append(join(matches...),
-		&expr.Objref{Type: int(nftables.ObjTypeCounter), Name: counterName(name, why)},
+		&expr.Objref{Type: int(nftables.ObjTypeCounter), Name: string(why)},
 		&expr.Verdict{Kind: expr.VerdictDrop})
 }
 
@@ -187,9 +187,9 @@ func ethertype(proto uint16) rule { return is(link, 12, port(proto)) }
 
 // unknownAndFull matches if the IPv6 source is not among the guest's and there
 // is no room to add it.
-func unknownAndFull(name string) rule {
+func unknownAndFull() rule {
 	return append(field(network, 8, 16), &expr.Dynset{
-		SrcRegKey: 1, SetName: sourcesName(name), SetID: sourcesID,
+		SrcRegKey: 1, SetName: sourcesName, SetID: sourcesID,
 		Operation: unix.NFT_DYNSET_OP_UPDATE, Invert: true,
 	})
 }
