@@ -244,11 +244,15 @@ func (n *nic) attach(ctx context.Context) error {
 	n.mu.Lock()
 	n.lease = lease // until the interface is the instance's no more, also if nothing works
 	n.mu.Unlock()
-	if chosen {
-		if err := n.record(ctx, lease); err != nil {
-			return err
+	// The record is made while the interface is; nobody is served before it is durable.
+	recorded := make(chan struct{})
+	var fault error
+	go func() {
+		defer close(recorded)
+		if chosen {
+			fault = n.record(ctx, lease)
 		}
-	}
+	}()
 	want := tap.NIC{Name: tap.NameOf(string(u.id)), MAC: lease.MAC, IPv4: lease.IPv4}
 	if adopts != "" {
 		want.Name, want.Adopt = adopts, true
@@ -257,9 +261,20 @@ func (n *nic) attach(ctx context.Context) error {
 	if o := u.host.c.Owner; o != nil {
 		want.Owner = &tap.Owner{UID: o.UID}
 	}
-	attachment, err := network.Attach(want, n.serve)
+	attachment, err := network.Attach(want, func(ctx context.Context, link *tap.Link) error {
+		<-recorded
+		if fault != nil {
+			<-ctx.Done() // which is at once
+			return nil
+		}
+		return n.serve(ctx, link)
+	})
+	<-recorded
 	if err != nil {
 		return err
+	}
+	if fault != nil {
+		return errors.Join(fault, attachment.Detach())
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
