@@ -63,6 +63,7 @@ func TestExamplesAreUnderstood(t *testing.T) {
 	for _, c := range commands() {
 		for line := range strings.Lines(c.Example) {
 			line, _, _ = strings.Cut(strings.TrimSpace(line), " < ")
+			line, _, _ = strings.Cut(line, " > ")
 			words := strings.Fields(line)
 			if len(words) == 0 || words[0] != "imprint" {
 				t.Errorf("%s: example %q", c.CommandPath(), line)

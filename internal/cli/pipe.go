@@ -68,7 +68,7 @@ func (p *program) pipeWriteCommand() *cobra.Command {
 		Long: `Write standard input to a machine's pipe, as it comes, in messages of at most
 8192 bytes. While the pipe is full it waits for the machine to read. What was
 written before an error stays written, and the error says how much that is.`,
-		Example: "  echo hello | imprint pipe write web-1\n  imprint pipe write web-1 install < install.log",
+		Example: "  imprint pipe write web-1 < hello.txt\n  imprint pipe write web-1 install < install.log",
 		Args:    oneOrTwo("an instance", "a pipe"), ValidArgsFunction: p.completePipes,
 		RunE: func(c *cobra.Command, args []string) error {
 			client := p.client()
@@ -129,7 +129,7 @@ once it is printed: a reader that dies before gets it again. With --follow all t
 comes, until it is interrupted. If there is nothing to read the exit code is 4.
 
 With "-o json" each message is a line with its bytes in base64 and its receipt.`,
-		Example: "  imprint pipe read web-1 --wait 1m\n  imprint pipe read web-1 console --follow | tee console.log",
+		Example: "  imprint pipe read web-1 --wait 1m\n  imprint pipe read web-1 console --follow > console.log",
 		Args:    oneOrTwo("an instance", "a pipe"), ValidArgsFunction: p.completePipes,
 		RunE: func(c *cobra.Command, args []string) error {
 			if follow && keep {
