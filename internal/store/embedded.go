@@ -56,10 +56,9 @@ const (
 	// goroutines may wait for each other for ever.
 	stopTimeout = 2 * time.Second
 
-	// futurePatience is how long a read waits for a revision that a watch told
-	// of already, and futureStep how often it looks. It is there within microseconds.
-	futurePatience = time.Second
-	futureStep     = 50 * time.Microsecond
+	// futureStep is how often a watch looks whether what it is to tell of can be
+	// read by now. It can within microseconds.
+	futureStep = 50 * time.Microsecond
 
 	tickMillis = 20
 	logEntries = 2000 // that etcd keeps in its log beside its database
@@ -113,7 +112,7 @@ func OpenEmbedded(ctx context.Context, c Embedded) (_ *Store, err error) {
 	}
 	// Its transactions stop at its quota like those of any client.
 	send := v3rpc.NewQuotaKVServer(e.server.Server).Txn
-	s := newStore(&etcd{client: e.client, send: send, local: e.read, ready: e.ready, failed: e.failed, cause: e.cause, shut: e.close}, defaultPrefix, e.failed)
+	s := newStore(&etcd{client: e.client, send: send, local: e.read, readable: e.readable, ready: e.ready, failed: e.failed, cause: e.cause, shut: e.close}, defaultPrefix, e.failed)
 	s.reclaim = e.reclaim
 	if err := s.checkFormat(ctx, c.Dir); err != nil {
 		return nil, err
@@ -188,22 +187,7 @@ func (e *embedded) start(ctx context.Context) error {
 // read answers queries from etcd's own state at one revision. Unlike a request
 // over the client, a page costs only its own entries: a request makes etcd
 // count the rest of the range as well, so that a walk in pages is quadratic.
-//
-// etcd tells watchers of a revision a moment before it can be read
-// (watchableStoreTxnWrite.End), so a revision of the future is waited for.
 func (e *embedded) read(ctx context.Context, queries []query) ([]page, error) {
-	for deadline := time.Now().Add(futurePatience); ; {
-		pages, err := e.readNow(ctx, queries)
-		if !errors.Is(err, mvcc.ErrFutureRev) || time.Now().After(deadline) {
-			return pages, err
-		}
-		if err := sleep(ctx, futureStep); err != nil {
-			return nil, err
-		}
-	}
-}
-
-func (e *embedded) readNow(ctx context.Context, queries []query) ([]page, error) {
 	txn := e.server.Server.KV().Read(mvcc.ConcurrentReadTxMode, traceutil.TODO())
 	defer txn.End()
 	pages := make([]page, len(queries))
@@ -229,6 +213,17 @@ func (e *embedded) readNow(ctx context.Context, queries []query) ([]page, error)
 		}
 	}
 	return pages, nil
+}
+
+// readable waits until revision can be read: etcd tells watchers of it a moment
+// before (watchableStoreTxnWrite.End).
+func (e *embedded) readable(ctx context.Context, revision int64) error {
+	for e.server.Server.KV().Rev() < revision {
+		if err := sleep(ctx, futureStep); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // run calls embed.StartEtcd in a goroutine of its own, which ends if etcd calls

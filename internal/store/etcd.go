@@ -29,6 +29,8 @@ type etcd struct {
 	// local, if not nil, reads the state of the only member, which runs in this
 	// process, so that it is up to date: all queries at one revision.
 	local func(context.Context, []query) ([]page, error)
+	// readable, if not nil, waits until local has a revision that a watch has told of.
+	readable func(ctx context.Context, revision int64) error
 	// timeout bounds one request; 0 leaves that to the server in this process.
 	timeout time.Duration
 	// ready, if not nil, may refuse a write before it is sent.
@@ -245,6 +247,13 @@ func (e *etcd) watch(ctx context.Context, w watch) iter.Seq2[batch, error] {
 				if err != nil {
 					yield(batch{}, e.fault(err))
 					return
+				}
+				if n := len(resp.Events); e.readable != nil && n > 0 {
+					_, err := await(e, func() (struct{}, error) { return struct{}{}, e.readable(ctx, resp.Events[n-1].Kv.ModRevision) })
+					if err != nil {
+						yield(batch{}, err)
+						return
+					}
 				}
 				for b := range batches(resp.Events) {
 					if !yield(b, nil) {
