@@ -154,12 +154,18 @@ func (g *plugged) request(t *testing.T, root bool, method, path, body string) (i
 	return resp.StatusCode, resp.Header, string(b)
 }
 
-// bindPrivileged binds a socket to a port that only root has, as curl --local-port does.
+// bindPrivileged binds a socket to a port that only root has, as curl --local-port
+// does: to the next that no agent in the guest has at present.
 func (g *plugged) bindPrivileged(fd int) error {
-	if g.port--; g.port < 600 {
-		g.port = 1023
+	for range 1023 - 600 {
+		if g.port--; g.port < 600 {
+			g.port = 1023
+		}
+		if err := unix.Bind(fd, &unix.SockaddrInet4{Port: g.port}); err != unix.EADDRINUSE {
+			return err
+		}
 	}
-	return unix.Bind(fd, &unix.SockaddrInet4{Port: g.port})
+	return unix.EADDRINUSE
 }
 
 // want fails the test unless the guest is answered with this status, and with a
