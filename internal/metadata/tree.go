@@ -1,7 +1,7 @@
 package metadata
 
 import (
-	"fmt"
+	"encoding/binary"
 	"maps"
 	"net/http"
 	"path"
@@ -109,10 +109,18 @@ type builder struct {
 	texts  map[string]*page         // listings, by content
 	words  map[string]string        // elements of names; a name as a whole is not kept
 	dirs   map[string]*dir          // by content
+	number map[any]uint64           // of pages and directories, to compare contents by
+	trees  []tree                   // that were made
+}
+
+// tree is a directory of all values and their names.
+type tree struct {
+	names []string
+	root  *dir
 }
 
 func newBuilder(views []*imprint.View) *builder {
-	b := &builder{values: map[string]imprint.Value{}, pages: map[string]*page{}, texts: map[string]*page{}, words: map[string]string{}, dirs: map[string]*dir{}}
+	b := &builder{values: map[string]imprint.Value{}, pages: map[string]*page{}, texts: map[string]*page{}, words: map[string]string{}, dirs: map[string]*dir{}, number: map[any]uint64{}}
 	for _, view := range views {
 		maps.Copy(b.values, view.Values)
 	}
@@ -166,7 +174,14 @@ func (b *builder) tree(allowed func(imprint.Value) bool) *dir {
 			names = append(names, name)
 		}
 	}
-	return b.dir("", names)
+	for _, t := range b.trees { // few values are kept from anybody
+		if slices.Equal(t.names, names) {
+			return t.root
+		}
+	}
+	root := b.dir("", names)
+	b.trees = append(b.trees, tree{names, root})
+	return root
 }
 
 // dir returns the directory at prefix, which is empty or ends in a slash; names
@@ -191,17 +206,31 @@ func (b *builder) dir(prefix string, names []string) *dir {
 	}
 	slices.SortFunc(d.nodes, func(x, y node) int { return strings.Compare(x.name, y.name) })
 	d.listing = b.listing(prefix, d)
-	var key strings.Builder
-	fmt.Fprintf(&key, "%p", d.listing)
+	key := b.appendNumber(nil, d.listing)
 	for _, n := range d.nodes {
-		fmt.Fprintf(&key, " %s %p %p", n.name, n.dir, n.page)
+		key = append(append(key, n.name...), '/')
+		if n.dir != nil {
+			key = b.appendNumber(key, n.dir)
+		} else {
+			key = b.appendNumber(key, n.page)
+		}
 	}
-	if same := b.dirs[key.String()]; same != nil {
+	if same := b.dirs[string(key)]; same != nil {
 		return same
 	}
 	d.nodes = slices.Clip(d.nodes)
-	b.dirs[key.String()] = d
+	b.dirs[string(key)] = d
 	return d
+}
+
+// appendNumber adds the number of one, a page or directory.
+func (b *builder) appendNumber(key []byte, one any) []byte {
+	n, ok := b.number[one]
+	if !ok {
+		n = uint64(len(b.number))
+		b.number[one] = n
+	}
+	return binary.BigEndian.AppendUint64(key, n)
 }
 
 // listing returns what a request for the directory at prefix is answered with,
