@@ -13,8 +13,13 @@ import (
 	"imprint/internal/tap"
 )
 
-// dropsEvery is how often it is looked at what the filter dropped at an interface.
-const dropsEvery = time.Minute
+// dropsEvery is how often it is looked at what the filter dropped at an interface,
+// and dropsAtMost how often whoever asks makes the host look: it takes the kernel
+// a millisecond.
+const (
+	dropsEvery  = time.Minute
+	dropsAtMost = time.Second
+)
 
 // DropReasons are why a packet is dropped at a guest's interface, in the words of
 // [Port] and of [Host.Dropped].
@@ -70,13 +75,18 @@ func (n *nic) watchDrops(ctx context.Context) {
 	}
 }
 
-// countDrops reads the interface's counters and returns them by reason, without
-// those that are zero. What is new is added to the host's, and put on the timeline
+// countDrops reads the interface's counters, unless it did so a moment ago, and
+// returns them by reason, without those that are zero. What is new is added to the host's, and put on the timeline
 // if it was forged. It is called with mu held.
 func (n *nic) countDrops() map[string]uint64 {
 	if n.attachment == nil {
 		return nil
 	}
+	asked := n.unit.host.c.Now()
+	if asked.Sub(n.dropsRead).Abs() < dropsAtMost {
+		return nonZero(n.drops)
+	}
+	n.dropsRead = asked
 	d, err := n.attachment.Drops()
 	if err != nil {
 		n.unit.log.Debug("what was dropped at the guest's interface is not known", "error", err)
@@ -98,7 +108,11 @@ func (n *nic) countDrops() map[string]uint64 {
 	}
 	n.drops = now
 	n.tellDrops()
-	shown := maps.Clone(now)
+	return nonZero(now)
+}
+
+func nonZero(counts map[string]uint64) map[string]uint64 {
+	shown := maps.Clone(counts)
 	maps.DeleteFunc(shown, func(_ string, packets uint64) bool { return packets == 0 })
 	return shown
 }

@@ -43,10 +43,10 @@ func newMetadataGuest(u *unit, kind imprint.ChannelKind, more func(*metadataGues
 // Snapshot implements [metadata.Guest].
 func (g *metadataGuest) Snapshot() *metadata.Snapshot {
 	snap, _ := g.unit.current()
-	if snap == nil {
+	if snap == nil || snap.network == nil {
 		return nil
 	}
-	return snap.network
+	return snap.network()
 }
 
 // network renders what the guest may read over HTTP.

@@ -134,6 +134,7 @@ type nic struct {
 	adopts     string            // guarded by mu; the interface or pattern, "" for a tap of this host's
 	attachment *tap.Attachment   // guarded by mu; nil until it is attached
 	drops      map[string]uint64 // guarded by mu; the counters as they were read last
+	dropsRead  time.Time         // guarded by mu; when that was
 	untold     map[string]uint64 // guarded by mu; forged packets that are not on the timeline
 	dropNotes  complaints        // on the timeline, about packets
 	// dropReports has what goes on the timeline next.
@@ -379,6 +380,7 @@ func (n *nic) serve(ctx context.Context, link *tap.Link) error {
 	p := n.unit.port(imprint.LinkLocal)
 	defer p.connect(false)
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { n.Snapshot(); return nil }) // ready when the first request comes
 	conn, err := link.ListenDHCP(ctx)
 	if err != nil {
 		return err

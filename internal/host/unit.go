@@ -60,8 +60,9 @@ type snapshot struct {
 	facts  dialect.Facts
 	stock  *imprint.View
 	native map[imprint.ChannelKind]*imprint.View
-	// network is nil for an instance that has neither of the channels nic and neutron.
-	network *metadata.Snapshot
+	// network is rendered when it is first asked for, off the way of what waits for
+	// this snapshot; nil for an instance that has neither of the channels nic and neutron.
+	network func() *metadata.Snapshot
 	// userData is the user data, sealed to the enrolled key, in base64. It is sealed
 	// when it is first asked for, and once for a key, because any process may ask.
 	userData func() ([]byte, error)
@@ -161,7 +162,7 @@ func (u *unit) rendered(inst *imprint.Instance, old *snapshot) *snapshot {
 		s.native[c.Kind] = dialect.Native(inst, s.facts, s.encoded, c.Readers)
 	}
 	if slices.Contains(inst.Spec.Channels, imprint.LinkLocal) || slices.Contains(inst.Spec.Channels, imprint.Neutron) {
-		s.network = u.network(inst, s.facts)
+		s.network = sync.OnceValue(func() *metadata.Snapshot { return u.network(inst, s.facts) })
 	}
 	return s
 }
