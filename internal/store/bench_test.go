@@ -26,6 +26,9 @@ func openBench(b *testing.B, s *Store) *Store {
 	return s
 }
 
+// benched numbers the instances of benchmarks, which may be repeated on one store.
+var benched atomic.Int64
+
 // BenchmarkUpdate moves instances on, each change with one event: half of an
 // enrolment's work here. Parallel writers work on instances of their own.
 func BenchmarkUpdate(b *testing.B) {
@@ -34,7 +37,7 @@ func BenchmarkUpdate(b *testing.B) {
 			b.Run(fmt.Sprintf("writers=%d", writers), func(b *testing.B) {
 				ids := make([]imprint.InstanceID, writers)
 				for n := range ids {
-					ids[n] = create(b, s, fmt.Sprintf("bench-%d-%d-%d", writers, b.N, n), func(i *imprint.Instance) {
+					ids[n] = create(b, s, fmt.Sprintf("bench-%d", benched.Add(1)), func(i *imprint.Instance) {
 						i.Spec.Host = "bench.example"
 						i.Enrolment.Claim = &imprint.Claim{Key: keyID(n), PublicKey: make([]byte, 91)}
 						i.Enrolment.Certificate = &imprint.Certificate{DER: make([]byte, 700)}
