@@ -119,8 +119,8 @@ func (r *Request) fits(i *imprint.Instance) error {
 			extra = append(extra, ip.String())
 		}
 	}
-	own := fmt.Sprintf("/tenant/%s/instance/%s/generation/%d", i.Spec.Tenant, i.ID, i.Generation)
 	for _, uri := range r.uris {
+		own := fmt.Sprintf("/tenant/%s/instance/%s/generation/%d", i.Spec.Tenant, i.ID, i.Generation)
 		rest, ok := strings.CutPrefix(uri, "spiffe://")
 		if _, path, _ := strings.Cut(rest, "/"); !ok || "/"+path != own {
 			extra = append(extra, uri)
