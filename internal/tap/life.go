@@ -69,12 +69,19 @@ func (a *Attachment) Drops() (Drops, error) {
 func (a *Attachment) Detach() error {
 	a.stop()
 	<-a.done
-	if name := a.interfaceName(); name != "" {
-		if err := a.network.discard(name); err != nil {
-			return err
-		}
+	if err := a.discard(); err != nil {
+		return err
 	}
 	a.network.forget(a) // last, so that nobody attaches it again meanwhile
+	return nil
+}
+
+func (a *Attachment) discard() error {
+	a.network.turn.Lock()
+	defer a.network.turn.Unlock()
+	if name := a.interfaceName(); name != "" {
+		return a.network.discard(name)
+	}
 	return nil
 }
 
@@ -266,6 +273,8 @@ func pause(ctx context.Context, d time.Duration) {
 // down. Only the first time, and when it had to be made again, is a tap of
 // imprint's set up: who set it down later wanted it down.
 func (a *Attachment) bring(first bool) (l *Link, err error) {
+	a.network.turn.Lock()
+	defer a.network.turn.Unlock()
 	defer func() { a.note(l, err) }()
 	nic := a.nic
 	raise := first

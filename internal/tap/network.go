@@ -32,6 +32,11 @@ type Network struct {
 	group  sync.WaitGroup // watch, and each Attachment's run
 	warn   sync.Once      // of read-only sysctls
 
+	// turn is held while an interface becomes a guest's, and while one is taken
+	// away: the rules that go are called as those of the interface that comes in
+	// its place. It is taken before mu.
+	turn sync.Mutex
+
 	mu       sync.Mutex
 	attached map[*Attachment]bool
 	closed   bool
@@ -158,12 +163,15 @@ func (n *Network) Strays() ([]string, error) {
 
 // Discard takes away what was given to the stray name, as [Attachment.Detach] does.
 func (n *Network) Discard(name string) error {
+	n.turn.Lock()
+	defer n.turn.Unlock()
 	if n.holder(name, nil) != nil {
 		return imprint.Errorf(imprint.Conflict, "discard", name, "it is attached")
 	}
 	return n.discard(name)
 }
 
+// discard is called with turn held.
 func (n *Network) discard(name string) error {
 	l, err := netlink.LinkByName(name)
 	switch {
