@@ -230,3 +230,26 @@ func TestPipesAreOnTheTimeline(t *testing.T) {
 		t.Errorf("%d reports: %q", len(reported), reported)
 	}
 }
+
+// Nor does it get there more often if messages come faster than the control plane
+// takes reports.
+func TestPipesThatNeverRestAreOnTheTimeline(t *testing.T) {
+	t.Parallel()
+	w, h, id, _ := withPipes(t)
+	pace := make(chan struct{})
+	w.paceReports(pace)
+	step := func() {
+		select {
+		case pace <- struct{}{}:
+		case <-time.After(20 * time.Millisecond): // nothing is being reported
+		}
+	}
+	for i := range 60 {
+		pour(t, h, id, "console", fmt.Sprint("tick ", i))
+		step() // a report begins, or the one before ends
+	}
+	close(pace)
+	if got := len(w.reported()); got > 22 {
+		t.Errorf("%d reports of 60 messages", got)
+	}
+}

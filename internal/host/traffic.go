@@ -61,38 +61,41 @@ func (t *traffic) add(u *unit, p passage, size int) {
 	u.runs.Go(func() { t.report(u) })
 }
 
-// report reports what was counted until there is nothing.
+// report reports what was counted, and what came meanwhile if it may once more.
 func (t *traffic) report(u *unit) {
 	for {
 		t.mu.Lock()
-		p, c, ok := t.pop()
-		t.running = ok
+		counts := t.counts
+		t.counts = nil
 		t.mu.Unlock()
-		if !ok {
+		for p, c := range counts {
+			tell(u, p, c)
+		}
+		t.mu.Lock()
+		t.running = len(t.counts) > 0 && u.ctx.Err() == nil && t.complaints.admit(u.host.c.Now())
+		again := t.running
+		t.mu.Unlock()
+		if !again {
 			return
-		}
-		snap, _ := u.current()
-		if snap == nil {
-			continue
-		}
-		text := fmt.Sprintf("pipe %s, %s: %d messages with %d bytes %s", p.pipe, p.way, c.messages, c.bytes, p.what)
-		if c.messages == 1 {
-			text = fmt.Sprintf("pipe %s, %s: a message of %d bytes %s", p.pipe, p.way, c.bytes, p.what)
-		}
-		err := u.host.c.Control.Report(u.ctx, imprint.Report{
-			Instance: u.id, Generation: snap.inst.Generation, Channel: p.channel, Kind: imprint.ReportMessage,
-			Name: text, From: p.from, Witness: u.host.c.Name,
-		})
-		if err != nil && u.ctx.Err() == nil {
-			u.log.Warn("not on the timeline", "what", text, "from", p.from, "error", err)
 		}
 	}
 }
 
-func (t *traffic) pop() (p passage, c count, ok bool) {
-	for p, c = range t.counts {
-		delete(t.counts, p)
-		return p, c, true
+// tell reports that so much went through a pipe.
+func tell(u *unit, p passage, c count) {
+	snap, _ := u.current()
+	if snap == nil {
+		return
 	}
-	return p, c, false
+	text := fmt.Sprintf("pipe %s, %s: %d messages with %d bytes %s", p.pipe, p.way, c.messages, c.bytes, p.what)
+	if c.messages == 1 {
+		text = fmt.Sprintf("pipe %s, %s: a message of %d bytes %s", p.pipe, p.way, c.bytes, p.what)
+	}
+	err := u.host.c.Control.Report(u.ctx, imprint.Report{
+		Instance: u.id, Generation: snap.inst.Generation, Channel: p.channel, Kind: imprint.ReportMessage,
+		Name: text, From: p.from, Witness: u.host.c.Name,
+	})
+	if err != nil && u.ctx.Err() == nil {
+		u.log.Warn("not on the timeline", "what", text, "from", p.from, "error", err)
+	}
 }

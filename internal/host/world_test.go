@@ -39,7 +39,8 @@ type world struct {
 	params    map[string]string // instance id + "/" + name
 	reports   []imprint.Report
 	witnesses []imprint.HostName
-	down      error // what every call fails with
+	down      error           // what every call fails with
+	pace      <-chan struct{} // if not nil, each report waits for two of its elements, to begin and to end
 
 	lag     time.Duration // how late the watcher hears of a change
 	notices []host.Notice // waiting for the watcher
@@ -145,6 +146,12 @@ func (w *world) fail(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.down = err
+}
+
+func (w *world) paceReports(pace <-chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pace = pace
 }
 
 // reported returns the kinds and names of the reports so far.
@@ -281,7 +288,20 @@ func (w *world) Enrol(_ context.Context, s imprint.Submission) (*imprint.Instanc
 }
 
 // Report implements [host.Control].
-func (w *world) Report(_ context.Context, r imprint.Report) error {
+func (w *world) Report(ctx context.Context, r imprint.Report) error {
+	w.mu.Lock()
+	pace := w.pace
+	w.mu.Unlock()
+	for range 2 {
+		if pace == nil {
+			break
+		}
+		select {
+		case <-pace:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.down != nil {
