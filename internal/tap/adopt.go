@@ -101,7 +101,9 @@ func readRequest(text string) (label string, mac MAC, asked bool) {
 // guestAt returns the MAC of n's guest if l, whose name fits, is its interface:
 // because it was asked for as such, or because its MAC is the one that libvirt
 // gives the host's end. The latter counts only for kinds of interfaces whose MAC
-// no guest can change from within, as it can that of a macvtap.
+// no guest can change from within, as it can that of a macvtap, and not for a tap
+// that a user or a group may open by name: whoever has a tap open may set its MAC,
+// without a capability (SIOCSIFHWADDR in the kernel's drivers/net/tun.c).
 func (n NIC) guestAt(l netlink.Link) (mac MAC, is bool) {
 	attrs := l.Attrs()
 	if ok, _ := path.Match(n.Name, attrs.Name); !ok || !ValidName(attrs.Name) || attrs.Alias == alias {
@@ -113,8 +115,12 @@ func (n NIC) guestAt(l netlink.Link) (mac MAC, is bool) {
 		}
 		return mac, slices.Contains(n.Labels, label)
 	}
-	switch l.(type) {
-	case *netlink.Tuntap, *netlink.Veth:
+	switch l := l.(type) {
+	case *netlink.Tuntap:
+		if l.Owner != 0 || l.Group != 0 {
+			return mac, false
+		}
+	case *netlink.Veth:
 	default:
 		return mac, false
 	}

@@ -31,6 +31,19 @@ func TestMACOfTheGuestsOwnChoiceIsNoIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	netns.SetUp(t, "forged0")
+	// Nor is that of a tap which a user may open: whoever has it open sets the MAC,
+	// without any capability.
+	users := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "users0"}, Mode: netlink.TUNTAP_MODE_TAP, Owner: 65534}
+	if err := netlink.LinkAdd(users); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range users.Fds {
+		f.Close()
+	}
+	if err := netlink.LinkSetHardwareAddr(users, peer[:]); err != nil {
+		t.Fatal(err)
+	}
+	netns.SetUp(t, "users0")
 	// Its own, which comes later in the kernel's order, is found, and is the only one.
 	g.Namespace = netns.New(t)
 	g.pair(t, peer)
