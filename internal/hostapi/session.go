@@ -16,8 +16,12 @@ import (
 // streamTimeout is how long a host may take to accept one line.
 const streamTimeout = 30 * time.Second
 
-// maxCalls is how many calls may wait for one host's answers.
-const maxCalls = 64
+// Limits on the calls that may wait for one host's answers. A read of a pipe waits
+// until the machine writes something, so that others must have room beside them.
+const (
+	maxCalls = 64
+	MaxReads = 32 // of maxCalls
+)
 
 // session is the stream of one host.
 type session struct {
@@ -29,6 +33,7 @@ type session struct {
 
 	mu      sync.Mutex
 	waiting map[string]chan Answer // guarded by mu; by the call's ID
+	reads   int                    // guarded by mu; of those in waiting
 }
 
 // answered hands an answer to whoever waits for it; false if nobody does.
@@ -122,9 +127,14 @@ func (s *Server) Call(ctx context.Context, host imprint.HostName, ask Call) (Ans
 	ask.ID = newCallID()
 	answer := make(chan Answer, 1)
 	one.mu.Lock()
-	full := len(one.waiting) >= maxCalls
+	reads := 0
+	if ask.Kind == CallRead {
+		reads = 1
+	}
+	full := len(one.waiting) >= maxCalls || one.reads+reads > MaxReads
 	if !full {
 		one.waiting[ask.ID] = answer
+		one.reads += reads
 	}
 	one.mu.Unlock()
 	if full {
@@ -134,6 +144,7 @@ func (s *Server) Call(ctx context.Context, host imprint.HostName, ask Call) (Ans
 		one.mu.Lock()
 		defer one.mu.Unlock()
 		delete(one.waiting, ask.ID)
+		one.reads -= reads
 	}()
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()

@@ -64,6 +64,7 @@ type Relay struct {
 		m map[imprint.TenantName]dialect.Facts // guarded by Mutex
 	}
 	calls chan struct{} // one element for each call that is being answered
+	reads chan struct{} // likewise for those that wait for a message
 
 	following sync.Mutex // held while the copy is given another key
 }
@@ -75,8 +76,12 @@ const (
 	open
 )
 
-// maxCalls is how many calls are answered at a time.
-const maxCalls = 16
+// Limits on the calls that are answered at a time. Those that wait for a message
+// are counted apart, so that no secret value has to wait for them.
+const (
+	maxCalls = 16
+	maxReads = hostapi.MaxReads
+)
 
 // Open reads what an earlier process left in dir. It fails with kind
 // [imprint.Internal] if it cannot.
@@ -89,7 +94,7 @@ func Open(c Config) (*Relay, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Relay{Config: c, calls: make(chan struct{}, maxCalls)}
+	r := &Relay{Config: c, calls: make(chan struct{}, maxCalls), reads: make(chan struct{}, maxReads)}
 	if r.copy, err = openCopy(filepath.Join(c.Dir, "copy"), keys, c.Logger); err != nil {
 		return nil, err
 	}
@@ -340,9 +345,13 @@ func (r *Relay) Param(ctx context.Context, id imprint.InstanceID, name string) (
 
 // answer does what the control plane asks for.
 func (r *Relay) answer(ctx context.Context, ask hostapi.Call) {
+	slots := r.calls
+	if ask.Kind == hostapi.CallRead {
+		slots = r.reads
+	}
 	select {
-	case r.calls <- struct{}{}:
-		defer func() { <-r.calls }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-ctx.Done():
 		return
 	}

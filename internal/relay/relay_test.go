@@ -331,3 +331,22 @@ func TestSecretsComeAsCalls(t *testing.T) {
 		}
 	})
 }
+
+// Operators who wait for machines to write something keep no other call waiting.
+func TestReadersKeepNoSecretWaiting(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlane()
+		p.answers = make(chan hostapi.Answer, 2*maxReads)
+		start(t, t.TempDir(), p)
+		for range maxReads {
+			p.lines <- hostapi.Notice{Call: &hostapi.Call{ID: "read", Kind: hostapi.CallRead, Instance: one, Name: "default"}}
+		}
+		synctest.Wait()
+		p.lines <- hostapi.Notice{Call: &hostapi.Call{ID: "secret", Kind: hostapi.CallSecret, Instance: one, Generation: 1, Name: "key", Value: []byte("v")}}
+		synctest.Wait() // no time passes
+		if n := len(p.answers); n != 1 {
+			t.Errorf("%d answers while %d wait for a message", n, maxReads)
+		}
+	})
+}
