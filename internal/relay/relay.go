@@ -98,8 +98,8 @@ func Open(c Config) (*Relay, error) {
 	if r.copy, err = openCopy(filepath.Join(c.Dir, "copy"), keys, c.Logger); err != nil {
 		return nil, err
 	}
-	if err := r.copy.settle(); err != nil {
-		return nil, err
+	if err := r.copy.settle(); err != nil { // all keys open what is there, and the next key that is followed ends it
+		c.Logger.Error("the copy is still sealed with several keys", "error", err)
 	}
 	r.facts.m = r.copy.facts()
 	queue, kept, torn, err := spool.Open(filepath.Join(c.Dir, "reports"))

@@ -216,3 +216,46 @@ func TestResealThatFails(t *testing.T) {
 		until(t, "the attempt that succeeds", func() bool { b, err := os.ReadFile(path); return err == nil && string(b) == "key 2" })
 	})
 }
+
+// TestStartWithoutRoom: a host whose disk takes nothing serves all the same what it
+// has under two keys, and ends the reseal when it can.
+func TestStartWithoutRoom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dir, p := t.TempDir(), newPlane()
+		r := start(t, dir, p)
+		fill(t, r, p, 1)
+		r.stop()
+		ring, err := seal.OpenFile(filepath.Join(dir, "kek"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A name beside which no temporary one is short enough stands for the disk.
+		name := strings.Repeat("x", 250)
+		blob, err := ring.Seal(imprint.NewSecret([]byte("x")), "copy/"+name)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, "copy", name), blob, 0o600)
+		}
+		if err == nil {
+			_, err = ring.Rotate()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		r = start(t, dir, p)
+		for range 2 {
+			<-r.notices
+		}
+		if v, ok := r.copy.value(one, "db"); !ok || string(v.Reveal()) != "the value of "+string(one) {
+			t.Errorf("the value: %q, %t", v.Reveal(), ok)
+		}
+		if err := os.Remove(filepath.Join(dir, "copy", name)); err != nil {
+			t.Fatal(err)
+		}
+		p.lines <- hostapi.Notice{Sealing: "now"}
+		until(t, "the end of the reseal", func() bool {
+			_, err := os.Stat(filepath.Join(dir, followedFile))
+			return err == nil && strings.Count(string(keyFile(t, dir)), "imprint-kek-v1") == 1
+		})
+	})
+}
