@@ -114,15 +114,16 @@ func (l *linkLocal) settle() error {
 	return err
 }
 
+// close is called when nobody attaches an interface any more.
 func (l *linkLocal) close() error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.network == nil {
+	network := l.network
+	l.network = nil
+	l.mu.Unlock()
+	if network == nil {
 		return nil
 	}
-	err := l.network.Close()
-	l.network = nil
-	return err
+	return network.Close() // serve, which may want the lock, ends first
 }
 
 // nic is an instance's interface on the link-local network.

@@ -118,3 +118,63 @@ func TestNobodyIsServedBeforeTheRecord(t *testing.T) {
 		t.Errorf("%q, %v", reply, err)
 	}
 }
+
+// deafRecord is a world that puts the MAC given on record no sooner than the
+// request for it is given up.
+type deafRecord struct {
+	*world
+	mac   string
+	asked chan struct{}
+}
+
+func (d *deafRecord) Report(ctx context.Context, r imprint.Report) error {
+	if r.Kind == imprint.ReportNIC && r.NIC.MAC == d.mac {
+		d.asked <- struct{}{}
+		<-ctx.Done()
+		return imprint.Errorf(imprint.Unavailable, "record", "interface", "%w", ctx.Err())
+	}
+	return d.world.Report(ctx, r)
+}
+
+// A host ends also while the MAC that an interface was asked for with goes on
+// record.
+func TestTheHostEndsBeforeTheRecord(t *testing.T) {
+	if !netns.Isolate(t) {
+		return
+	}
+	network, err := tap.Open(tap.Options{})
+	need.Kernel(t, imprint.KindOf(err) != imprint.Unavailable, "nftables, netdev family")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mac = "52:54:00:0a:0b:0c"
+	d := &deafRecord{world: newWorld(t), mac: mac, asked: make(chan struct{})}
+	_, stop := start(t, d.world, runDir(t), func(c *host.Config) {
+		c.Control = d
+		c.Links = func() (*tap.Network, error) { return network, nil }
+		c.Adopt = func(*imprint.Instance) (string, error) { return "gnt*", nil }
+	})
+	id := d.reserve("web-1")
+	d.change(id, func(i *imprint.Instance) { i.Spec.Channels = []imprint.ChannelKind{imprint.LinkLocal} })
+	d.settle(t)
+
+	made := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "gnt0"}, Mode: netlink.TUNTAP_MODE_TAP}
+	if err := netlink.LinkAdd(made); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range made.Fds {
+		f.Close()
+	}
+	link, err := netlink.LinkByName("gnt0")
+	if err == nil {
+		err = netlink.LinkSetAlias(link, "imprint:"+string(id)+" "+mac)
+	}
+	if err == nil {
+		err = netlink.LinkSetUp(link)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-d.asked
+	stop() // if it waits for ever, the test's time runs out and shows for what
+}
