@@ -23,6 +23,7 @@ type traffic struct {
 	mu      sync.Mutex
 	counts  map[passage]count // guarded by mu; not reported yet
 	running bool              // guarded by mu; somebody reports
+	ended   bool              // guarded by mu; nobody begins to report any more
 }
 
 // The two directions of a pipe, and what happens to a message in it.
@@ -54,11 +55,18 @@ func (t *traffic) add(u *unit, p passage, size int) {
 	}
 	c := t.counts[p]
 	t.counts[p] = count{c.messages + 1, c.bytes + size}
-	if t.running || u.ctx.Err() != nil || !t.complaints.admit(u.host.c.Now()) {
+	if t.running || t.ended || !t.complaints.admit(u.host.c.Now()) {
 		return
 	}
 	t.running = true
 	u.runs.Go(func() { t.report(u) })
+}
+
+// end sees to it that nobody begins to report from now on.
+func (t *traffic) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = true
 }
 
 // report reports what was counted, and what came meanwhile if it may once more.

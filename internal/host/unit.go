@@ -88,6 +88,7 @@ func newUnit(ctx context.Context, h *Host, id imprint.InstanceID) *unit {
 // stop ends all sessions and listeners and waits for them.
 func (u *unit) stop() {
 	u.end()
+	u.traffic.end() // an operator may be writing to a pipe, and what reports that is in runs
 	u.runs.Wait()
 }
 
