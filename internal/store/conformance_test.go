@@ -1,6 +1,7 @@
 package store
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -63,6 +64,7 @@ var conformance = []struct {
 	{"documents", testDocuments},
 	{"concurrent updates all count", testConcurrent},
 	{"two servers race for one instance", testRace},
+	{"events that have a key each", testEventsApart},
 	{"answers without a write are confirmed", testStale},
 	{"watch by scope", testWatchScopes},
 	{"watch resumes", testWatchResume},
@@ -301,4 +303,40 @@ func testTimeline(t *testing.T, s *Store) {
 		return imprint.Change{Events: make([]imprint.Event, MaxChangeEvents+1)}, nil
 	})
 	wantKind(t, err, imprint.Internal)
+}
+
+// An older store has a key for each event.
+func testEventsApart(t *testing.T, s *Store) {
+	i := create(t, s, "key-each")
+	next := follow(t, s, Scope{Instance: i.ID}, i.Revision)
+	record := record{Instance: *i}
+	record.Events = 3
+	ops := []op{}
+	for _, kind := range []imprint.EventKind{imprint.EventDelivered, imprint.EventClaimed} {
+		e := event(kind)
+		e.Instance, e.Seq = i.ID, uint64(2+len(ops))
+		value, err := json.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ops = append(ops, op{verb: put, key: s.keys.events(i.ID, e.Seq), value: value})
+	}
+	encoded, err := json.Marshal(record)
+	if err == nil {
+		_, err = s.kv.commit(t.Context(), []*txn{{then: append(ops, op{verb: put, key: s.keys.record(i.ID), value: encoded})}})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantNotices(t, next, "key-each reserved 2:delivered 3:claimed")
+	update(t, another(s), i.ID, to(imprint.Issued, imprint.EventIssued))
+	wantNotices(t, next, "key-each issued 4:issued")
+	var kinds []imprint.EventKind
+	events, err := s.Events(t.Context(), i.ID, 0)
+	for _, e := range events {
+		kinds = append(kinds, e.Kind)
+	}
+	if want := []imprint.EventKind{imprint.EventReserved, imprint.EventDelivered, imprint.EventClaimed, imprint.EventIssued}; err != nil || !slices.Equal(kinds, want) {
+		t.Errorf("events %v, %v; want %v", kinds, err, want)
+	}
 }

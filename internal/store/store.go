@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"slices"
@@ -237,10 +238,15 @@ func (s *Store) Events(ctx context.Context, id imprint.InstanceID, seen uint64) 
 	return events, nil
 }
 
-// decodeEvents returns the events of one change.
+// decodeEvents returns the events of one change, or the one event that was stored
+// under a key when each had a key of its own.
 func decodeEvents(p *pair) ([]imprint.Event, error) {
 	var events []imprint.Event
-	if err := json.Unmarshal(p.value, &events); err != nil {
+	value := p.value
+	if bytes.HasPrefix(value, []byte("{")) {
+		value = slices.Concat([]byte("["), value, []byte("]"))
+	}
+	if err := json.Unmarshal(value, &events); err != nil {
 		return nil, imprint.Errorf(imprint.Internal, "decode", p.key, "%w", err)
 	}
 	return events, nil

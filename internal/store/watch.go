@@ -241,9 +241,11 @@ func (w *watcher) change(id imprint.InstanceID, changes []change) (n Notice, ten
 			}
 			n.Instance, tenant = &r.Instance, r.Spec.Tenant
 		case !c.deleted:
-			if n.Events, err = decodeEvents(&c.pair); err != nil {
+			together, err := decodeEvents(&c.pair)
+			if err != nil {
 				return Notice{}, "", err
 			}
+			n.Events = append(n.Events, together...)
 		}
 	}
 	return n, tenant, nil
