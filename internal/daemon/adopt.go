@@ -38,6 +38,20 @@ func (a *AdoptConfig) unqualified() bool {
 	return strings.Contains(a.Interface, "{name}") && !strings.Contains(a.Interface, "{tenant}")
 }
 
+// covers reports whether a fits every instance that b is about, as far as b says
+// whose they are: of an ID the tenant is not known.
+func (a *AdoptConfig) covers(b *AdoptConfig) bool {
+	switch {
+	case a.Instance != "":
+		return a.Instance == b.Instance
+	case !a.unqualified():
+		return true
+	case b.Instance == "":
+		return b.unqualified()
+	}
+	return !imprint.ValidID(b.Instance) && !strings.Contains(b.Instance, "/")
+}
+
 func (a *AdoptConfig) of(id, name, tenant string) string {
 	return strings.NewReplacer("{name}", name, "{tenant}", tenant, "{tap}", tap.NameOf(id)).Replace(a.Interface)
 }
@@ -74,7 +88,7 @@ func checkAdopt(list []AdoptConfig, tenants []imprint.Tenant) error {
 			return err
 		}
 		for j, before := range list[:i] {
-			if a.Instance != "" && before.Instance == a.Instance || before.Instance == "" && (!before.unqualified() || a.unqualified() && a.Instance == "") {
+			if before.covers(a) {
 				return imprint.Errorf(imprint.Invalid, "check", what, "adopt[%d] fits already, and the first that fits counts", j).
 					WithHint("put the entry for one instance before the one for all")
 			}

@@ -286,6 +286,7 @@ func TestAdoptIsChecked(t *testing.T) {
 		{[]daemon.AdoptConfig{{Interface: "vm0", Instance: "nowhere/web-1"}}, `there is no tenant "nowhere"`},
 		{[]daemon.AdoptConfig{{Interface: "vm0", Instance: "Web 1"}}, "adopt[0] instance"},
 		{[]daemon.AdoptConfig{{Interface: "vnet*"}, {Interface: "vm0", Instance: "web-1"}}, "adopt[0] fits already"},
+		{[]daemon.AdoptConfig{{Interface: "vm-{name}"}, {Interface: "vm0", Instance: "default/web-1"}}, "adopt[0] fits already"},
 		{[]daemon.AdoptConfig{{Interface: "vm0", Instance: "web-1"}, {Interface: "vm0", Instance: "web-2"}}, `adopt[0] has "vm0" already`},
 	} {
 		config := daemon.DefaultConfig()
@@ -302,7 +303,8 @@ func TestAdoptIsChecked(t *testing.T) {
 	}
 	config := daemon.DefaultConfig()
 	config.Adopt = []daemon.AdoptConfig{
-		{Interface: "vm0", Instance: "web-1"}, {Interface: "vm-{name}"}, {Interface: "{tenant}_{name}"},
+		{Interface: "vm0", Instance: "web-1"}, {Interface: "vm-{name}"},
+		{Interface: "vm1", Instance: "00000000-0000-4000-8000-000000000001"}, {Interface: "{tenant}_{name}"},
 	}
 	if _, err := config.Check(); err != nil {
 		t.Error(err)
