@@ -17,8 +17,9 @@ const (
 
 // Reserve returns a new instance for spec, which belongs to tenant, and what to
 // write with it. Its ID is drawn; nothing else follows from it, so that a machine
-// that has one already may have that put in its place. It fails with kind [imprint.Denied] if spec names what the
-// tenant may not certify. The spec itself was checked before.
+// that has one already may have that put in its place. It fails with kind
+// [imprint.Denied] if spec names what the tenant may not certify. The spec itself
+// was checked before.
 func Reserve(spec imprint.Spec, tenant imprint.Tenant, now time.Time) (imprint.Instance, imprint.Change, error) {
 	if err := withinTenant(&spec, tenant); err != nil {
 		return imprint.Instance{}, imprint.Change{}, err

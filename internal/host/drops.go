@@ -76,8 +76,8 @@ func (n *nic) watchDrops(ctx context.Context) {
 }
 
 // countDrops reads the interface's counters, unless it did so a moment ago, and
-// returns them by reason, without those that are zero. What is new is added to the host's, and put on the timeline
-// if it was forged. It is called with mu held.
+// returns them by reason, without those that are zero. What is new is added to
+// the host's, and put on the timeline if it was forged. It is called with mu held.
 func (n *nic) countDrops() map[string]uint64 {
 	if n.attachment == nil {
 		return nil

@@ -107,9 +107,9 @@ func (c *Client) Answer(ctx context.Context, id string, a Answer) error {
 }
 
 // Watch opens the stream at a position, which another run of the server takes for
-// the zero one, and calls each for every notice until
-// the stream ends, which is always an error. each is called with a zero Notice
-// first, when the control plane has answered.
+// the zero one, and calls each for every notice until the stream ends, which is
+// always an error. each is called with a zero Notice first, when the control
+// plane has answered.
 func (c *Client) Watch(ctx context.Context, from Position, each func(Notice) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -9,8 +9,9 @@ import (
 )
 
 // Marshal writes specs as manifests from which the same instances can be
-// created again, though with other identifiers, because none is given twice. The values of private and secret parameters are not in a spec;
-// their place is taken by {prompt: true}, which asks for them on the terminal.
+// created again, though with other identifiers, because none is given twice. The
+// values of private and secret parameters are not in a spec; their place is taken
+// by {prompt: true}, which asks for them on the terminal.
 func Marshal(specs ...imprint.Spec) ([]byte, error) {
 	var buf bytes.Buffer
 	enc := yaml.NewEncoder(&buf)

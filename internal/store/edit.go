@@ -12,8 +12,8 @@ import (
 // Create stores a new instance with its sealed parameters and what c holds, in
 // one transaction. It fails with kind [imprint.Exists] if the name within the
 // tenant or c's key is taken, or the id, also by an instance that was deleted
-// since, and [imprint.Invalid] if a name is malformed. On success i has its Revision, Events, and, where they were zero,
-// Created and Updated.
+// since, and [imprint.Invalid] if a name is malformed. On success i has its
+// Revision, Events, and, where they were zero, Created and Updated.
 func (s *Store) Create(ctx context.Context, i *imprint.Instance, sealed map[string][]byte, c imprint.Change) error {
 	if err := checkNames(i); err != nil {
 		return err

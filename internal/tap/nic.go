@@ -88,8 +88,9 @@ func (n NIC) check() error {
 	return nil
 }
 
-// ValidName reports whether s may be the name of a guest's interface. It is narrower than the kernel's rule, for the sake of paths below
-// /proc, and of zones, which may be numbers.
+// ValidName reports whether s may be the name of a guest's interface. It is
+// narrower than the kernel's rule, for the sake of paths below /proc, and of
+// zones, which may be numbers.
 func ValidName(s string) bool {
 	if s == "" || len(s) > MaxName {
 		return false
