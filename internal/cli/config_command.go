@@ -47,9 +47,7 @@ func (p *program) configCommand() *cobra.Command {
 					row(w, "data", s.Data)
 					row(w, "run", s.Run)
 					row(w, "socket", s.Socket)
-					for _, d := range s.Dial {
-						row(w, "dial "+d.Channel, d.Socket+" for "+cmp.Or(d.Instance, "every instance"))
-					}
+					rowsOfOthers(w, s.Dial, s.Adopt)
 					row(w, "check-in", orNone(s.CheckIn.Listen))
 					row(w, "neutron", orNone(s.Neutron.Listen))
 					row(w, "operator", orNone(s.Operator))
@@ -66,6 +64,16 @@ func (p *program) configCommand() *cobra.Command {
 		},
 	)
 	return c
+}
+
+// rowsOfOthers shows the sockets and the interfaces that others make.
+func rowsOfOthers(w io.Writer, dial []daemon.DialConfig, adopt []daemon.AdoptConfig) {
+	for _, d := range dial {
+		row(w, "dial "+d.Channel, d.Socket+" for "+cmp.Or(d.Instance, "every instance"))
+	}
+	for _, a := range adopt {
+		row(w, "adopt", a.Interface+" for "+cmp.Or(a.Instance, "every instance"))
+	}
 }
 
 func orNone(s string) string {

@@ -203,9 +203,7 @@ func (p *program) hostConfigCommand() *cobra.Command {
 					row(w, "guestOwner", orNone(s.GuestOwner))
 					row(w, "connect", orNone(s.Connect))
 					row(w, "neutron", orNone(s.Neutron.Listen))
-					for _, d := range s.Dial {
-						row(w, "dial "+d.Channel, d.Socket+" for "+cmp.Or(d.Instance, "every instance"))
-					}
+					rowsOfOthers(w, s.Dial, s.Adopt)
 				})
 			},
 		},
