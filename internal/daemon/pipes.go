@@ -52,6 +52,10 @@ func (h *hosts) WritePipe(ctx context.Context, id imprint.InstanceID, pipe, mess
 	return err
 }
 
+// askAgain is how soon a host is asked again that had no message, at the earliest: it
+// waits for one itself, and one that does not must not keep this server busy.
+const askAgain = 250 * time.Millisecond
+
 // ReadPipe returns the guest's oldest message and its receipt, "" if none came.
 func (h *hosts) ReadPipe(ctx context.Context, id imprint.InstanceID, pipe string, wait time.Duration) ([]byte, string, error) {
 	at, err := h.pipesAt(ctx, id)
@@ -64,9 +68,14 @@ func (h *hosts) ReadPipe(ctx context.Context, id imprint.InstanceID, pipe string
 		return h.host.ReadPipe(waiting, id, pipe)
 	}
 	for {
+		again := time.After(askAgain)
 		a, err := h.api.Call(ctx, at, hostapi.Call{Kind: hostapi.CallRead, Instance: id, Name: pipe})
 		if err != nil || a.Receipt != "" || waiting.Err() != nil {
 			return a.Message, a.Receipt, err
+		}
+		select {
+		case <-again:
+		case <-waiting.Done():
 		}
 	}
 }

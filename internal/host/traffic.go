@@ -3,6 +3,7 @@ package host
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"imprint"
 )
@@ -34,6 +35,9 @@ const (
 	taken       = "taken"
 )
 
+// trafficPause is how long what goes through pipes is counted together.
+const trafficPause = time.Second
+
 // maxPassages is how many passages are counted apart; who comes after that is
 // counted with nobody in particular.
 const maxPassages = 64
@@ -55,7 +59,7 @@ func (t *traffic) add(u *unit, p passage, size int) {
 	}
 	c := t.counts[p]
 	t.counts[p] = count{c.messages + 1, c.bytes + size}
-	if t.running || t.ended || !t.complaints.admit(u.host.c.Now()) {
+	if t.running || t.ended {
 		return
 	}
 	t.running = true
@@ -69,9 +73,23 @@ func (t *traffic) end() {
 	t.ended = true
 }
 
-// report reports what was counted, and what came meanwhile if it may once more.
+// report reports what was counted, and what comes meanwhile, in rounds that are
+// admitted and some time apart.
 func (t *traffic) report(u *unit) {
+	pause := func(d time.Duration) (goOn bool) {
+		select {
+		case <-time.After(d):
+			return true
+		case <-u.ctx.Done():
+			return false
+		}
+	}
 	for {
+		for !t.complaints.admit(u.host.c.Now()) {
+			if !pause(complaintEvery) {
+				return
+			}
+		}
 		t.mu.Lock()
 		counts := t.counts
 		t.counts = nil
@@ -79,8 +97,11 @@ func (t *traffic) report(u *unit) {
 		for p, c := range counts {
 			tell(u, p, c)
 		}
+		if !pause(trafficPause) {
+			return
+		}
 		t.mu.Lock()
-		t.running = len(t.counts) > 0 && u.ctx.Err() == nil && t.complaints.admit(u.host.c.Now())
+		t.running = len(t.counts) > 0
 		again := t.running
 		t.mu.Unlock()
 		if !again {

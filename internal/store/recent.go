@@ -6,11 +6,11 @@ import (
 	"imprint"
 )
 
-// Limits of [recent] in bytes of encoded records; decoded they take about twice
-// as much.
+// Limits of [recent] in bytes.
 const (
-	maxRecent       = 32 << 20 // of all of them
-	maxRecentRecord = 8 << 10  // of one
+	maxRecent       = 48 << 20 // of memory, about, for all records
+	maxRecentRecord = 8 << 10  // of one, encoded
+	decodedOverhead = 1 << 10  // what a record takes in memory beyond its encoded size, about
 )
 
 // recent remembers records that this process wrote or read last, because an
@@ -21,12 +21,12 @@ type recent struct {
 	// Records are remembered among the young. Once these take half of the room
 	// they become the old, and the old are forgotten. Guarded by mu.
 	young, old map[imprint.InstanceID]remembered
-	size       int // of the young, encoded; guarded by mu
+	size       int // of the young; guarded by mu
 }
 
 type remembered struct {
 	*record
-	size int // encoded
+	size int // in memory, about
 }
 
 // find returns a record that nobody may change, or nil.
@@ -47,6 +47,7 @@ func (r *recent) remember(id imprint.InstanceID, rec *record, size int) {
 	if size > maxRecentRecord {
 		return
 	}
+	size += decodedOverhead
 	if r.size+size > maxRecent/2 {
 		r.old, r.young, r.size = r.young, nil, 0
 	}

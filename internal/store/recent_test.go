@@ -10,7 +10,7 @@ import (
 // those that came last are there.
 func TestRecentIsBounded(t *testing.T) {
 	const each = maxRecentRecord / 2
-	const half = maxRecent / 2 / each
+	const half = maxRecent / 2 / (each + decodedOverhead)
 	r := new(recent)
 	var ids []imprint.InstanceID
 	for range 4 * half {
@@ -18,7 +18,7 @@ func TestRecentIsBounded(t *testing.T) {
 		ids = append(ids, id)
 		r.remember(id, new(record), each)
 		r.remember(id, new(record), each) // counts once
-		if n := len(r.young) + len(r.old); n*each > maxRecent {
+		if n := len(r.young) + len(r.old); n*(each+decodedOverhead) > maxRecent {
 			t.Fatalf("%d records of %d bytes are remembered; the limit is %d bytes", n, each, maxRecent)
 		}
 		if len(ids)%(half/4) != 0 {
