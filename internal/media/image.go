@@ -1,0 +1,84 @@
+package media
+
+import (
+	"bufio"
+	"cmp"
+	"io"
+	"slices"
+
+	"imprint"
+)
+
+// image is the bytes of a medium: pieces, which do not overlap, and zeros.
+type image struct {
+	size   int64
+	pieces []piece
+}
+
+type piece struct {
+	at   int64
+	data []byte
+}
+
+// put adds data at an offset.
+func (m *image) put(at int64, data []byte) {
+	if len(data) > 0 {
+		m.pieces = append(m.pieces, piece{at, data})
+	}
+}
+
+// sparse is a new file, in which what is not written is zero.
+type sparse interface {
+	io.WriterAt
+	Truncate(size int64) error
+}
+
+// writeTo writes the image. A w that can be truncated, such as a new file, gets
+// the zeros as holes. It fails with kind [imprint.Unavailable].
+func (m *image) writeTo(w io.Writer) error {
+	err := m.write(w)
+	if err != nil {
+		return imprint.Errorf(imprint.Unavailable, "write", "medium", "%w", err)
+	}
+	return nil
+}
+
+func (m *image) write(w io.Writer) error {
+	slices.SortFunc(m.pieces, func(a, b piece) int { return cmp.Compare(a.at, b.at) })
+	if f, ok := w.(sparse); ok {
+		if err := f.Truncate(m.size); err != nil {
+			return err
+		}
+		for _, p := range m.pieces {
+			if _, err := f.WriteAt(p.data, p.at); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	out := bufio.NewWriterSize(w, 64<<10)
+	var zeros [4096]byte
+	at := int64(0)
+	fill := func(to int64) error {
+		for at < to {
+			n, err := out.Write(zeros[:min(int64(len(zeros)), to-at)])
+			if at += int64(n); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, p := range m.pieces {
+		if err := fill(p.at); err != nil {
+			return err
+		}
+		n, err := out.Write(p.data)
+		if at += int64(n); err != nil {
+			return err
+		}
+	}
+	if err := fill(m.size); err != nil {
+		return err
+	}
+	return out.Flush()
+}

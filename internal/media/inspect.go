@@ -1,0 +1,256 @@
+package media
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"io"
+	"strings"
+	"unicode/utf16"
+
+	"imprint"
+)
+
+// Contents is what [Inspect] found.
+type Contents struct {
+	// Format is iso9660, fat12, fat16, fat32 or cpio.
+	Format string
+	// Table divides the medium; [NoTable] if the file system is all of it.
+	Table Table
+	// Start is where the file system or archive begins, in bytes.
+	Start int64
+	// Label is the label that guests find, and Second the one that is kept beside
+	// it: Joliet's on ISO 9660, the boot sector's on FAT.
+	Label, Second string
+	// Names says whose names the files have: "Rock Ridge", "Joliet", "FAT long
+	// names", "cpio", or "ISO 9660" where only its short ones are there.
+	Names string
+	// Files are the contents by path.
+	Files map[string][]byte
+}
+
+// reader reads a part of a medium within limits.
+type reader struct {
+	r     io.ReaderAt
+	size  int64
+	left  int64 // bytes of content that may still be read
+	files map[string][]byte
+	seen  int // files and directories
+}
+
+// Inspect reads the medium of size bytes in r, whoever wrote it: the first
+// partition with a file system that it knows, if there are partitions. It fails
+// with kind [imprint.Invalid] if there is none or it is damaged, with
+// [imprint.Exhausted] if there is more than [MaxFiles] or [MaxContent], and with
+// [imprint.Unavailable] if r fails.
+func Inspect(r io.ReaderAt, size int64) (*Contents, error) {
+	starts, table, err := partitions(r, size)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range starts {
+		in := &reader{r: io.NewSectionReader(r, p.start, p.length), size: p.length, left: MaxContent, files: map[string][]byte{}}
+		for _, try := range []func() (*Contents, error){in.iso, in.fat, in.cpio} {
+			c, err := try()
+			if err != nil || c != nil {
+				if c != nil {
+					c.Table, c.Files = table, in.files
+					c.Start += p.start
+				}
+				return c, err
+			}
+		}
+	}
+	return nil, damaged("it holds neither ISO 9660 nor FAT nor a cpio archive")
+}
+
+func damaged(format string, args ...any) error {
+	return imprint.Errorf(imprint.Invalid, "inspect", "medium", format, args...)
+}
+
+// bytes returns n bytes at an offset.
+func (in *reader) bytes(at, n int64) ([]byte, error) {
+	if at < 0 || n < 0 || n > MaxContent || at > in.size-n {
+		return nil, damaged("it names %d bytes at %d and has %d", n, at, in.size)
+	}
+	b := make([]byte, n)
+	if _, err := in.r.ReadAt(b, at); err != nil && !errors.Is(err, io.EOF) {
+		return nil, imprint.Errorf(imprint.Unavailable, "inspect", "medium", "%w", err)
+	}
+	return b, nil
+}
+
+// room takes n bytes and one file off what may be read.
+func (in *reader) room(n int64) error {
+	if in.seen++; in.seen > MaxFiles {
+		return imprint.Errorf(imprint.Exhausted, "inspect", "medium", "it has more than %d files and directories", MaxFiles)
+	}
+	if in.left -= n; n < 0 || in.left < 0 {
+		return imprint.Errorf(imprint.Exhausted, "inspect", "medium", "its files have more than %d bytes", MaxContent)
+	}
+	return nil
+}
+
+// add keeps a file.
+func (in *reader) add(path string, data []byte) error {
+	if _, twice := in.files[path]; twice {
+		return damaged("it has the file %q twice", path)
+	}
+	in.files[path] = data
+	return nil
+}
+
+// part is a partition, or a whole medium, in bytes.
+type part struct{ start, length int64 }
+
+// partitions returns where file systems may be.
+func partitions(r io.ReaderAt, size int64) ([]part, Table, error) {
+	in := &reader{r: r, size: size}
+	whole := []part{{0, size}}
+	if size < 2*fatSector {
+		return whole, NoTable, nil
+	}
+	b, err := in.bytes(0, 2*fatSector)
+	if err != nil {
+		return nil, "", err
+	}
+	le := binary.LittleEndian
+	if b[510] != 0x55 || b[511] != 0xaa || isBootSector(b) {
+		return whole, NoTable, nil
+	}
+	if b[450] == 0xee {
+		return in.gpt(b[fatSector:])
+	}
+	var parts []part
+	for at := 446; at < 510; at += 16 {
+		start, length := int64(le.Uint32(b[at+8:]))*fatSector, int64(le.Uint32(b[at+12:]))*fatSector
+		if b[at+4] == 0 || length == 0 {
+			continue
+		}
+		if start == 0 || start > size-length {
+			return nil, "", damaged("a partition of %d bytes at %d reaches beyond its end at %d", length, start, size)
+		}
+		parts = append(parts, part{start, length})
+	}
+	if len(parts) == 0 {
+		return whole, NoTable, nil // such as an ISO that starts on a BIOS
+	}
+	return parts, MBR, nil
+}
+
+// gpt returns the partitions of a table whose header is given.
+func (in *reader) gpt(header []byte) ([]part, Table, error) {
+	le := binary.LittleEndian
+	sum := append([]byte(nil), header[:92]...)
+	copy(sum[16:20], "\x00\x00\x00\x00")
+	count, size := int64(le.Uint32(header[80:])), int64(le.Uint32(header[84:]))
+	if !bytes.HasPrefix(header, []byte("EFI PART")) || le.Uint32(header[12:]) != 92 || le.Uint32(header[16:]) != crc32.ChecksumIEEE(sum) {
+		return nil, "", damaged("the header of its GUID partition table is wrong")
+	}
+	at := le.Uint64(header[72:])
+	if count < 1 || count > 1024 || size < 128 || size > 4096 || at > uint64(in.size/fatSector) {
+		return nil, "", damaged("its GUID partition table has %d entries of %d bytes", count, size)
+	}
+	array, err := in.bytes(int64(at)*fatSector, count*size)
+	if err != nil {
+		return nil, "", err
+	}
+	if crc32.ChecksumIEEE(array) != le.Uint32(header[88:]) {
+		return nil, "", damaged("the entries of its GUID partition table are wrong")
+	}
+	var parts []part
+	for e := array; len(e) >= int(size); e = e[size:] {
+		first, last := le.Uint64(e[32:]), le.Uint64(e[40:])
+		if bytes.Equal(e[:16], make([]byte, 16)) {
+			continue
+		}
+		if first == 0 || last < first || last >= uint64(in.size/fatSector) {
+			return nil, "", damaged("a partition from sector %d to %d reaches beyond its end", first, last)
+		}
+		parts = append(parts, part{int64(first) * fatSector, int64(last-first+1) * fatSector})
+	}
+	return parts, GPT, nil
+}
+
+// iso reads an ISO 9660 volume; nil if there is none.
+func (in *reader) iso() (*Contents, error) {
+	var primary, joliet []byte
+	for s := int64(isoSystemArea); s < isoSystemArea+32 && (s+1)*isoSector <= in.size; s++ {
+		d, err := in.bytes(s*isoSector, isoSector)
+		if err != nil {
+			return nil, err
+		}
+		if string(d[1:6]) != "CD001" || d[0] == 255 {
+			break
+		}
+		switch {
+		case d[0] == 1 && primary == nil:
+			primary = d
+		case d[0] == 2 && joliet == nil && d[88] == '%' && d[89] == '/' && strings.IndexByte("@CE", d[90]) >= 0:
+			joliet = d
+		}
+	}
+	if primary == nil {
+		return nil, nil
+	}
+	if n := binary.LittleEndian.Uint16(primary[128:]); n != isoSector {
+		return nil, damaged("its blocks have %d bytes; only %d are usual", n, isoSector)
+	}
+	c := &Contents{Format: "iso9660", Label: strings.TrimRight(string(primary[40:72]), " \x00"), Names: "ISO 9660"}
+	if joliet != nil {
+		c.Second = fromUCS2(joliet[40:72])
+	}
+	w := &isoWalk{in: in, visited: map[uint32]bool{}}
+	if rr, err := w.speaksRockRidge(primary[156:190]); err != nil {
+		return nil, err
+	} else if rr {
+		c.Names, w.rockRidge = "Rock Ridge", true
+		return c, w.directory("", primary[156:190], 0)
+	}
+	if joliet != nil {
+		c.Names, w.joliet = "Joliet", true
+		return c, w.directory("", joliet[156:190], 0)
+	}
+	return c, w.directory("", primary[156:190], 0)
+}
+
+// fromUCS2 decodes big endian UCS-2, without what pads a label.
+func fromUCS2(b []byte) string {
+	var units []uint16
+	for ; len(b) >= 2; b = b[2:] {
+		units = append(units, binary.BigEndian.Uint16(b))
+	}
+	return strings.TrimRight(string(utf16.Decode(units)), " \x00")
+}
+
+// maxArchives is at how many places something like an archive is looked into.
+const maxArchives = 256
+
+// cpio reads the cpio archive at the end of an initial RAM disk; nil if there is
+// none. What is before it, compressed or not, is not looked into.
+func (in *reader) cpio() (*Contents, error) {
+	if in.size > 1<<31 {
+		return nil, nil
+	}
+	tries := 0
+	for at := int64(0); at+cpioHeader <= in.size && tries < maxArchives; at += initrdAlign {
+		b, err := in.bytes(at, 6)
+		if err != nil {
+			return nil, err
+		}
+		if string(b) != "070701" {
+			continue
+		}
+		tries++
+		files, ok, err := in.archive(at)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			in.files = files
+			return &Contents{Format: "cpio", Start: at, Names: "cpio"}, nil
+		}
+	}
+	return nil, nil
+}
