@@ -148,3 +148,10 @@ func PortReaders(port uint16) Readers {
 	}
 	return GuestProcesses | GuestRoot
 }
+
+// MayHoldToken is the audience rule for a one-time token on its way to a machine
+// over a channel that nothing comes back on: whoever reads it first could enrol in
+// the machine's place, so only those may who could be the machine anyway.
+func MayHoldToken(readers Readers) bool {
+	return readers != 0 && readers.Within(GuestRoot|PlatformAdmins)
+}

@@ -376,3 +376,19 @@ func TestUserDataBelongsToTheKeyOnceTheBootIsClosed(t *testing.T) {
 		t.Error("what is always public is not")
 	}
 }
+
+// A token goes only where nobody reads it who could not be the machine anyway.
+func TestTokensTravelNarrowly(t *testing.T) {
+	t.Parallel()
+	for readers, want := range map[imprint.Readers]bool{
+		0:                 false,
+		imprint.GuestRoot: true,
+		imprint.GuestRoot | imprint.PlatformAdmins:                          true,
+		imprint.GuestRoot | imprint.PlatformAdmins | imprint.GuestProcesses: false,
+		imprint.GuestRoot | imprint.Neighbours:                              false,
+	} {
+		if imprint.MayHoldToken(readers) != want {
+			t.Errorf("readers %b: %v", readers, !want)
+		}
+	}
+}
