@@ -1,0 +1,159 @@
+package dialect
+
+import (
+	"slices"
+	"strings"
+
+	"imprint"
+)
+
+// Drive is a dialect as it is put on a medium: whole, before the machine starts.
+type Drive struct {
+	Name    string
+	Summary string
+	// Label is what the guest's software looks for: of a volume that has names in
+	// two cases, this one.
+	Label string
+	// Readers are who in the guest can read what its software took from the medium,
+	// besides those who can read the medium itself.
+	Readers imprint.Readers
+	// Payload says that the bootstrap document is on it, with a one-time token where
+	// the readers allow one.
+	Payload bool
+	// Volume and Initrd say what it can be put on.
+	Volume, Initrd bool
+	render         func(values, *imprint.Instance, Facts, DriveInput) error
+}
+
+// DriveInput is what a rendering needs besides the instance and its tenant.
+type DriveInput struct {
+	Readers imprint.Readers // of the medium and the dialect together
+	Closed  bool            // the boot is over; what served it alone stays away
+	Seed    []byte          // for the guest's random numbers, as in [OpenStack]
+	Payload []byte          // encoded; for a [Drive] that has one
+	Initrd  bool            // into the root of an initial RAM disk
+}
+
+// Drives returns the dialects that there are on media.
+func Drives() []Drive {
+	// cloud-init and cloudbase-init show what they read to all users of the guest.
+	const all = imprint.GuestProcesses
+	return []Drive{
+		{"openstack", "config drive of Nova's, for cloud-init, cloudbase-init and others", "config-2", all, false, true, false, configDrive},
+		{"nocloud", "for cloud-init's NoCloud", "cidata", all, false, true, false, noCloudDrive},
+		{"ec2", "the part of a config drive that is in EC2's terms", "config-2", all, false, true, false, ec2Drive},
+		{"ganeti", "the parameters of a Ganeti operating system", "ganeti", all, false, true, false, ganetiDrive},
+		{"unattend", "answer file for Windows Setup and sysprep", "unattend", all, false, true, false, unattendDrive},
+		{"credentials", "systemd credentials, and the payload for imprint-agent", "", 0, true, false, true, credentialsDrive},
+		{"native", "the payload for imprint-agent", "IMPRINT", 0, true, true, true, nativeDrive},
+	}
+}
+
+// DriveOf returns the dialect called name. It fails with kind [imprint.Invalid].
+func DriveOf(name string) (Drive, error) {
+	drives := Drives()
+	i := slices.IndexFunc(drives, func(d Drive) bool { return d.Name == name })
+	if i < 0 {
+		var names []string
+		for _, d := range drives {
+			names = append(names, d.Name)
+		}
+		return Drive{}, imprint.Errorf(imprint.Invalid, "find", "dialect "+name, "on media there are %s", strings.Join(names, ", "))
+	}
+	return drives[i], nil
+}
+
+// Fits reports whether d can be put on a medium.
+func (d Drive) Fits(initrd bool) bool { return initrd && d.Initrd || !initrd && d.Volume }
+
+// Render returns the files, by path, and what the audience rule kept away from
+// them: the names of parameters, and "user data" and "one-time token". It fails with kind
+// [imprint.Invalid] for an instance that the dialect cannot describe.
+func (d Drive) Render(inst *imprint.Instance, facts Facts, in DriveInput) (*imprint.View, []string, error) {
+	v := values{in.Readers, map[string]imprint.Value{}}
+	if err := d.render(v, inst, facts, in); err != nil {
+		return nil, nil, err
+	}
+	var omitted []string
+	for name, value := range v.m {
+		if !imprint.MayTravel(value.At(in.Closed), in.Readers) {
+			delete(v.m, name)
+		}
+	}
+	if in.Closed && inst.Spec.UserData != "" && !d.Payload {
+		omitted = append(omitted, "user data")
+	}
+	for _, p := range inst.Spec.Params {
+		if !imprint.MayTravel(p.Visibility, in.Readers) {
+			omitted = append(omitted, p.Name)
+		}
+	}
+	return v.view(inst), omitted, nil
+}
+
+// take puts a View's values whose names begin with prefix, without it.
+func (v values) take(view *imprint.View, prefix string) {
+	for name, value := range view.Values {
+		if path, ok := strings.CutPrefix(name, prefix); ok {
+			v.putValue(path, value)
+		}
+	}
+}
+
+func configDrive(v values, inst *imprint.Instance, facts Facts, in DriveInput) error {
+	v.take(OpenStack(inst, facts, in.Seed), "")
+	return ec2Drive(v, inst, facts, in)
+}
+
+func noCloudDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) error {
+	v.take(NoCloud(inst), "nocloud/")
+	if in.Closed { // an empty file, or the drive is not taken for one
+		v.m["user-data"] = public("")
+	}
+	return nil
+}
+
+// ec2Drive renders what Nova puts below "ec2/" on a config drive: one document
+// where the metadata service has a tree.
+func ec2Drive(v values, inst *imprint.Instance, facts Facts, _ DriveInput) error {
+	meta := map[string]any{}
+	for _, leaf := range ec2Leaves(inst, facts) {
+		path := strings.Split(leaf.name, "/")
+		if path[0] == "network" {
+			continue // of the interface to the host, which the document does not know
+		}
+		at := meta
+		for _, name := range path[:len(path)-1] {
+			below, ok := at[name].(map[string]any)
+			if !ok {
+				below = map[string]any{}
+				at[name] = below
+			}
+			at = below
+		}
+		at[path[len(path)-1]] = string(leaf.value.Data)
+	}
+	document := public(compact(meta))
+	for _, version := range []string{ec2Interfaces, Latest} {
+		v.putValue("ec2/"+version+"/meta-data.json", document)
+		if inst.Spec.UserData != "" {
+			v.putValue("ec2/"+version+"/user-data", userData(&inst.Spec))
+		}
+	}
+	return nil
+}
+
+func ganetiDrive(v values, inst *imprint.Instance, facts Facts, _ DriveInput) error {
+	v.take(Ganeti(inst, facts), "")
+	return nil
+}
+
+// nativeDrive puts the payload where imprint-agent looks for it.
+func nativeDrive(v values, _ *imprint.Instance, _ Facts, in DriveInput) error {
+	name := "payload.json"
+	if in.Initrd {
+		name = "etc/imprint/payload.json"
+	}
+	v.put(name, imprint.Public, string(in.Payload))
+	return nil
+}

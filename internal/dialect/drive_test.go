@@ -1,0 +1,146 @@
+package dialect_test
+
+import (
+	"encoding/xml"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	"imprint"
+	"imprint/internal/dialect"
+)
+
+// mediumReaders can read a medium: its device, or the platform's storage.
+const mediumReaders = imprint.GuestRoot | imprint.PlatformAdmins
+
+func drive(t *testing.T, name string) dialect.Drive {
+	t.Helper()
+	d, err := dialect.DriveOf(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestDrives(t *testing.T) {
+	t.Parallel()
+	for _, d := range dialect.Drives() {
+		for _, initrd := range []bool{false, true} {
+			if !d.Fits(initrd) {
+				continue
+			}
+			name := "drive-" + d.Name
+			if initrd {
+				name += "-initrd"
+			}
+			in := dialect.DriveInput{Readers: mediumReaders | d.Readers, Initrd: initrd, Payload: []byte("{\"imprint\":1}\n")}
+			view, omitted, err := d.Render(instance(), facts, in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name, view)
+			if !slices.Equal(omitted, []string{"token", "disk-key"}) {
+				t.Errorf("%s: left out %q", name, omitted)
+			}
+			for path, v := range view.Values {
+				if strings.Contains(string(v.Data), "must not be here") {
+					t.Errorf("%s: %s has a value that is not public", name, path)
+				}
+			}
+		}
+	}
+	if _, err := dialect.DriveOf("azure"); imprint.KindOf(err) != imprint.Invalid {
+		t.Errorf("an unknown dialect: %v", err)
+	}
+}
+
+// Once the boot is over, user data is not put on media, and what is not a drive
+// without it gets an empty one.
+func TestDrivesAfterTheBoot(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]map[string]string{
+		"openstack": {},
+		"ec2":       {},
+		"nocloud":   {"user-data": ""},
+	} {
+		d := drive(t, name)
+		view, omitted, err := d.Render(instance(), facts, dialect.DriveInput{Readers: mediumReaders | d.Readers, Closed: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Contains(omitted, "user data") {
+			t.Errorf("%s: left out %q", name, omitted)
+		}
+		for path, v := range view.Values {
+			if base := path[strings.LastIndexByte(path, '/')+1:]; base != "user_data" && base != "user-data" {
+				continue
+			}
+			if text, ok := want[path]; !ok || text != string(v.Data) {
+				t.Errorf("%s: %s is %q", name, path, v.Data)
+			}
+			delete(want, path)
+		}
+		if len(want) > 0 {
+			t.Errorf("%s has no %q", name, want)
+		}
+	}
+}
+
+// Nothing at all is put where somebody unknown reads.
+func TestDrivesForNobodyInParticular(t *testing.T) {
+	t.Parallel()
+	for _, d := range dialect.Drives() {
+		if view, _, err := d.Render(instance(), facts, dialect.DriveInput{Payload: []byte("{}")}); err != nil || len(view.Values) > 0 {
+			t.Errorf("%s: %d files, %v", d.Name, len(view.Values), err)
+		}
+	}
+}
+
+func TestAnswerFile(t *testing.T) {
+	t.Parallel()
+	d := drive(t, "unattend")
+	inst := instance()
+	inst.Spec.Name = "sixteen-letters-"
+	_, _, err := d.Render(inst, facts, dialect.DriveInput{Readers: mediumReaders})
+	if imprint.KindOf(err) != imprint.Invalid || !strings.Contains(err.Error(), "16 characters, and that of a Windows computer at most 15") {
+		t.Errorf("a long name: %v", err)
+	}
+	// Whatever is in a value stays a value.
+	inst = instance()
+	inst.Spec.Name = "win-1"
+	eth := inst.Spec.Network.Ethernets["eth1"]
+	delete(inst.Spec.Network.Ethernets, "eth1")
+	inst.Spec.Network.Ethernets[`"]]><&'`] = eth
+	view, _, err := d.Render(inst, facts, dialect.DriveInput{Readers: mediumReaders})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	dec := xml.NewDecoder(strings.NewReader(string(view.Values["Unattend.xml"].Data)))
+	for in := ""; ; {
+		token, err := dec.Token()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch e := token.(type) {
+		case xml.StartElement:
+			in = e.Name.Local
+			if e.Name.Space != "urn:schemas-microsoft-com:unattend" {
+				t.Errorf("%s is of %q", in, e.Name.Space)
+			}
+		case xml.CharData:
+			if text := strings.TrimSpace(string(e)); text != "" && (in == "Identifier" || in == "ComputerName") {
+				names = append(names, text)
+			}
+		}
+	}
+	for _, want := range []string{"win-1", `"]]><&'`, "52-54-00-12-34-56"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("no %q among %q", want, names)
+		}
+	}
+}
