@@ -7,6 +7,5 @@
 // check everything first and write nothing if they fail. [Inspect] reads what
 // anybody wrote, within limits.
 //
-// [Carriers] are the media by name, with who can read them; [Lookup] says which
-// shape of the configuration fits which of them.
+// [Carriers] are the media by name, with who can read them.
 package media

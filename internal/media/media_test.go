@@ -562,3 +562,33 @@ func TestISODescribesItself(t *testing.T) {
 		t.Errorf("path table %q, want %q", table, want)
 	}
 }
+
+// Each carrier is what its name says, and says truly how much it holds.
+func TestCarriers(t *testing.T) {
+	t.Parallel()
+	for _, c := range media.Carriers() {
+		if imprint.MayTravel(imprint.Private, c.Readers) {
+			t.Errorf("%s may hold private values, and administrators of the platform read it", c.Name)
+		}
+		got, err := media.CarrierOf(c.Name)
+		if err != nil || got.Name != c.Name {
+			t.Errorf("%s: %v", c.Name, err)
+		}
+		v := &media.Volume{Label: "cidata", Time: at, Files: map[string][]byte{"f": make([]byte, c.Capacity)}}
+		if err := c.Write(io.Discard, v, 0); err != nil {
+			t.Errorf("%s does not hold %d bytes: %v", c.Name, c.Capacity, err)
+		}
+		v.Files["f"] = make([]byte, c.Capacity+1)
+		if err := c.Write(io.Discard, v, 0); imprint.KindOf(err) != imprint.Exhausted {
+			t.Errorf("%s and one byte more than it holds: %v", c.Name, err)
+		}
+		if c.Name[:3] != "fat" {
+			if err := c.Write(io.Discard, configDrive(), 32<<20); imprint.KindOf(err) != imprint.Invalid {
+				t.Errorf("%s of 32 MiB: %v", c.Name, err)
+			}
+		}
+	}
+	if _, err := media.CarrierOf("tape"); imprint.KindOf(err) != imprint.Invalid {
+		t.Errorf("an unknown carrier: %v", err)
+	}
+}

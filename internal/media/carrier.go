@@ -1,0 +1,68 @@
+package media
+
+import (
+	"io"
+	"slices"
+	"strings"
+
+	"imprint"
+)
+
+// Carrier is a kind of medium.
+type Carrier struct {
+	Name    string
+	Summary string
+	// Capacity is how many bytes of files it holds at most; what names and
+	// directories take comes off it.
+	Capacity int64
+	// Readers are who can read it: whoever may look at the platform's storage, and
+	// in the guest those who may open the device.
+	Readers imprint.Readers
+	// Initrd says that the files are unpacked into the root of an initial RAM disk,
+	// and are no volume that somebody looks for by its label.
+	Initrd bool
+	write  func(w io.Writer, v *Volume, size int64) error
+}
+
+// Carriers returns all kinds of media.
+func Carriers() []Carrier {
+	// A block device belongs to root and to groups that are counted as root
+	// (docs/security.md), as is what is unpacked from an initrd.
+	const readers = imprint.GuestRoot | imprint.PlatformAdmins
+	disk := func(table Table) func(io.Writer, *Volume, int64) error {
+		return func(w io.Writer, v *Volume, size int64) error { return FAT(w, v, table, size) }
+	}
+	fixed := func(name string, write func(io.Writer, *Volume) error) func(io.Writer, *Volume, int64) error {
+		return func(w io.Writer, v *Volume, size int64) error {
+			if size != 0 {
+				return imprint.Errorf(imprint.Invalid, "write", "carrier "+name, "it has no size to choose; disks have")
+			}
+			return write(w, v)
+		}
+	}
+	return []Carrier{
+		{"iso", "CD image: ISO 9660 with Joliet and Rock Ridge", MaxContent, readers, false, fixed("iso", ISO)},
+		{"floppy", "floppy disk of 1.44 MB: FAT12", FloppySize - 33*fatSector, readers, false, fixed("floppy", Floppy)},
+		{"fat", "disk without partitions: FAT16, or FAT32 from 64 MiB on; Windows does not mount it", MaxContent, readers, false, disk(NoTable)},
+		{"fat-mbr", "disk with one FAT partition in a master boot record", MaxContent, readers, false, disk(MBR)},
+		{"fat-gpt", "disk with one FAT partition in a GUID partition table", MaxContent, readers, false, disk(GPT)},
+		{"initrd", "cpio archive to append to an initial RAM disk", MaxContent, readers, true, fixed("initrd", Initrd)},
+	}
+}
+
+// CarrierOf returns the carrier called name. It fails with kind [imprint.Invalid].
+func CarrierOf(name string) (Carrier, error) {
+	all := Carriers()
+	i := slices.IndexFunc(all, func(c Carrier) bool { return c.Name == name })
+	if i < 0 {
+		var names []string
+		for _, c := range all {
+			names = append(names, c.Name)
+		}
+		return Carrier{}, imprint.Errorf(imprint.Invalid, "find", "carrier "+name, "there are %s", strings.Join(names, ", "))
+	}
+	return all[i], nil
+}
+
+// Write writes v. size is that of a disk, as in [FAT], and 0 for the others.
+func (c Carrier) Write(w io.Writer, v *Volume, size int64) error { return c.write(w, v, size) }
