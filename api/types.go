@@ -4,9 +4,9 @@
 //
 // No type of a response has a field that could hold a secret. Values of
 // parameters travel only towards the server, as [Value], which redacts itself
-// everywhere but in the client's own encoding. Two answers are credentials as a
-// whole, a hand-carried payload with its token and an exported root key: they
-// are bare bodies, which the client returns as [imprint.Secret].
+// everywhere but in the client's own encoding. Three answers are credentials as a
+// whole, a hand-carried payload with its token, what a medium holds, and an exported
+// root key: they are bare bodies, which the client returns as [imprint.Secret].
 package api
 
 import (

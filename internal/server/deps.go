@@ -47,6 +47,10 @@ type Credentials interface {
 	Token(ctx context.Context, id imprint.InstanceID, ttl time.Duration) (imprint.Secret, error)
 	// Payload is the encoded payload with a fresh token in it.
 	Payload(ctx context.Context, id imprint.InstanceID, ttl time.Duration) (imprint.Secret, error)
+	// Medium is what a medium holds: what all who can read it may read. If the
+	// dialect has a payload a fresh token is in it. Kind: Invalid if there is no such
+	// dialect or carrier, if they do not fit, or for what the dialect cannot describe.
+	Medium(ctx context.Context, id imprint.InstanceID, what api.MediumRequest) (*api.Medium, error)
 }
 
 // Params keeps the values of parameters, each sort where it belongs.

@@ -198,6 +198,13 @@ func (w *world) Token(_ context.Context, _ imprint.InstanceID, ttl time.Duration
 	return imprint.NewSecret(fmt.Appendf(nil, "token for %s", ttl)), nil
 }
 
+func (w *world) Medium(_ context.Context, id imprint.InstanceID, what api.MediumRequest) (*api.Medium, error) {
+	return &api.Medium{
+		Label: what.Dialect + " on " + what.Carrier, Time: time.Unix(1e9, 0).UTC(), Token: what.TTL > 0, Omitted: []string{"db-password", "user data"},
+		Files: map[string]imprint.Secret{"a/b.json": imprint.NewSecret([]byte(id)), "empty": {}},
+	}, nil
+}
+
 func (w *world) Payload(_ context.Context, id imprint.InstanceID, _ time.Duration) (imprint.Secret, error) {
 	return imprint.NewSecret([]byte(`{"imprint":1,"instance":"` + string(id) + `"}`)), nil
 }

@@ -65,6 +65,7 @@ func (s *Server) routes() []route {
 		{post, one + "/rebirth", Operator, "rebirth-instance", "Start the next generation", move, "", 0, handle(s, s.rebirth)},
 		{post, one + "/token", Operator, "create-token", "Hand out a one-time token", move, "application/octet-stream", 0, handle(s, s.token)},
 		{post, one + "/payload", Operator, "create-payload", "Hand out the payload with a one-time token in it", move, "application/octet-stream", 0, handle(s, s.payload)},
+		{post, one + "/medium", Operator, "create-medium", "Hand out what a medium holds, as a tar archive; its global header says what was left out", move, "application/octet-stream", 0, handle(s, s.medium)},
 		{get, one + "/pipes", Reader, "list-pipes", "List an instance's message pipes and what waits in them", unknown, "", 0, handle(s, s.pipes)},
 		{post, pipe, Operator, "write-pipe", "Write a message for the machine", full, "", imprint.MaxMessage + 1, handle(s, s.writePipe)},
 		{get, pipe, Operator, "read-pipe", "Read the machine's oldest message, which stays; empty if none came", unknown, "application/octet-stream", 0, handle(s, s.readPipe)},

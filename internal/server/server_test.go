@@ -282,6 +282,14 @@ func TestOperations(t *testing.T) {
 	if p := must[imprint.Secret](t)(r.client.Payload(ctx, ref, 0)); !strings.HasPrefix(string(p.Reveal()), `{"imprint":1`) {
 		t.Errorf("payload: %q", p.Reveal())
 	}
+	m := must[*api.Medium](t)(r.client.Medium(ctx, ref, api.MediumRequest{Dialect: "openstack", Carrier: "iso", TTL: ttl}))
+	if m.Label != "openstack on iso" || !m.Token || m.Time.Unix() != 1e9 || !slices.Equal(m.Omitted, []string{"db-password", "user data"}) ||
+		len(m.Files) != 2 || string(m.Files["a/b.json"].Reveal()) != string(must[*api.Instance](t)(r.client.Get(ctx, ref)).ID) || len(m.Files["empty"].Reveal()) != 0 {
+		t.Errorf("medium: %+v", m)
+	}
+	if m := must[*api.Medium](t)(r.client.Medium(ctx, ref, api.MediumRequest{})); m.Token {
+		t.Error("a medium without a token has one")
+	}
 	for range 2 {
 		if err := r.client.WritePipe(ctx, ref, imprint.DefaultPipe, "", []byte("ping\x00")); err != nil {
 			t.Fatal(err)

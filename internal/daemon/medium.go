@@ -1,0 +1,66 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"time"
+
+	"imprint"
+	"imprint/api"
+	"imprint/internal/dialect"
+	"imprint/internal/media"
+)
+
+// Medium renders what a medium of the instance holds, as far as all who can read
+// the medium, and what the guest's software makes of it, may read that.
+func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what api.MediumRequest) (*api.Medium, error) {
+	drive, err := dialect.DriveOf(what.Dialect)
+	if err != nil {
+		return nil, err
+	}
+	carrier, err := media.CarrierOf(what.Carrier)
+	if err != nil {
+		return nil, err
+	}
+	if !drive.Fits(carrier.Initrd) {
+		return nil, imprint.Errorf(imprint.Invalid, "put", drive.Name+" on "+carrier.Name, "nothing would look for it there").
+			WithHint("see what fits: imprint media list")
+	}
+	inst, err := c.store.Instance(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	f, err := c.facts.of(inst.Spec.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	in := dialect.DriveInput{
+		Readers: carrier.Readers | drive.Readers, Initrd: carrier.Initrd,
+		Closed: inst.Enrolment.State == imprint.Closed || !inst.Enrolment.State.Open(),
+		Seed:   make([]byte, dialect.SeedSize),
+	}
+	rand.Read(in.Seed) // never fails
+	m := &api.Medium{Label: drive.Label, Time: inst.Updated, Files: map[string]imprint.Secret{}}
+	if drive.Payload {
+		if m.Token = imprint.MayHoldToken(in.Readers); m.Token {
+			payload, err := c.Payload(ctx, id, time.Duration(what.TTL))
+			if err != nil {
+				return nil, err
+			}
+			in.Payload = payload.Reveal()
+		} else if in.Payload, err = dialect.Payload(inst, f, c.now()).Encode(); err != nil {
+			return nil, err
+		}
+	}
+	view, omitted, err := drive.Render(inst, f, in)
+	if err != nil {
+		return nil, err
+	}
+	if m.Omitted = omitted; drive.Payload && !m.Token {
+		m.Omitted = append(m.Omitted, "one-time token")
+	}
+	for path, value := range view.Values {
+		m.Files[path] = imprint.NewSecret(value.Data)
+	}
+	return m, nil
+}
