@@ -1,0 +1,316 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"imprint"
+	"imprint/api"
+	"imprint/internal/dialect"
+	"imprint/internal/durable"
+	"imprint/internal/media"
+)
+
+// mediaOptions are the flags of "imprint media".
+type mediaOptions struct {
+	carrier, dialect, out, ttl, appendTo string
+	size                                 int64 // MiB
+}
+
+func (p *program) mediaCommand() *cobra.Command {
+	var o mediaOptions
+	c := group(&cobra.Command{
+		Use:   "media NAME --dialect DIALECT --out FILE",
+		Short: "Write what a machine reads at its first boot as a CD image, disk, floppy or initrd",
+		Long: `Write the instance's configuration to FILE (mode 0600), in the shape that the guest's
+software expects, on a medium that it finds. "imprint media list" says what fits what.
+
+Only what everybody who can read the medium may read is put there: private and secret
+parameters never are, and what was left out is named. A dialect with a payload has a
+one-time token in it, which replaces an earlier one, is bound to the first key that
+presents it, and is spent when that machine confirms.
+
+FILE must not exist, and is there only when it is whole.`,
+		Example: "  imprint media web-1 --dialect openstack --out web-1.iso\n" +
+			"  imprint media web-1 --dialect nocloud --carrier fat-mbr --out web-1.img\n" +
+			"  imprint media win-1 --dialect unattend --carrier floppy --out win-1.flp\n" +
+			"  imprint media web-1 --dialect native --carrier initrd --append-to initrd.img --out web-1-initrd.img",
+	})
+	c.Args, c.ValidArgsFunction = exactArgs("an instance"), p.completeInstances
+	c.RunE = func(c *cobra.Command, args []string) error { return p.media(c.Context(), args[0], &o) }
+	f := c.Flags()
+	var carriers, dialects []string
+	for _, m := range media.Carriers() {
+		carriers = append(carriers, m.Name)
+	}
+	for _, d := range dialect.Drives() {
+		dialects = append(dialects, d.Name)
+	}
+	f.StringVar(&o.carrier, "carrier", "iso", "what to write: "+strings.Join(carriers, ", "))
+	f.StringVar(&o.dialect, "dialect", "", "for whom: "+strings.Join(dialects, ", "))
+	f.StringVar(&o.out, "out", "", "the `file` to write, or - for standard output")
+	f.StringVar(&o.ttl, "ttl", "", "how long the one-time token may be used, like 36h")
+	f.Int64Var(&o.size, "size", 0, "`MiB` of a disk (default the smallest that holds it, from 16)")
+	f.StringVar(&o.appendTo, "append-to", "", "an initial RAM disk, a `file` that FILE begins with; for the carrier initrd")
+	c.MarkFlagRequired("dialect")
+	c.MarkFlagRequired("out")
+	c.MarkFlagFilename("append-to")
+	c.RegisterFlagCompletionFunc("carrier", cobra.FixedCompletions(carriers, cobra.ShellCompDirectiveNoFileComp))
+	c.RegisterFlagCompletionFunc("dialect", cobra.FixedCompletions(dialects, cobra.ShellCompDirectiveNoFileComp))
+	c.AddCommand(p.mediaListCommand(), p.mediaInspectCommand())
+	return c
+}
+
+func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error {
+	carrier, err := media.CarrierOf(o.carrier)
+	if err != nil {
+		return err
+	}
+	var life imprint.Duration
+	if o.ttl != "" {
+		if life, err = imprint.ParseDuration(o.ttl); err != nil {
+			return err
+		}
+	}
+	var before []byte
+	if o.appendTo != "" {
+		if !carrier.Initrd {
+			return imprint.Errorf(imprint.Invalid, "append to", o.appendTo, "the carrier %s is none to append; initrd is", carrier.Name)
+		}
+		if before, err = readFile(o.appendTo, maxInitrd); err != nil {
+			return err
+		}
+	}
+	w := io.Writer(struct{ io.Writer }{p.out})
+	var f *durable.File
+	if o.out != "-" { // the file comes first, so that no token is made for nobody
+		if f, err = durable.Create(o.out, 0o600); err != nil {
+			return fileError("write", o.out, err).WithHint("name a file that does not exist yet, in a directory that you may write")
+		}
+		defer f.Discard()
+		w = f
+	}
+	client := p.client()
+	defer client.Close()
+	m, err := client.Medium(ctx, ref, api.MediumRequest{Dialect: o.dialect, Carrier: o.carrier, TTL: life})
+	if err != nil {
+		return err
+	}
+	v := &media.Volume{Label: m.Label, Time: m.Time, Files: map[string][]byte{}}
+	for path, content := range m.Files {
+		v.Files[path] = content.Reveal()
+	}
+	if before != nil {
+		w = struct{ io.Writer }{w} // not from its start
+		if _, err := w.Write(append(before, make([]byte, -len(before)&511)...)); err != nil {
+			return fileError("write", o.out, err)
+		}
+	}
+	if err := carrier.Write(w, v, o.size<<20); err != nil {
+		if cause := errors.Unwrap(err); f != nil && imprint.KindOf(err) == imprint.Unavailable && cause != nil {
+			return fileError("write", o.out, cause)
+		}
+		return err
+	}
+	if f != nil {
+		if err := f.Commit(); err != nil {
+			return fileError("write", o.out, err)
+		}
+		token := ""
+		if m.Token {
+			token = ", with a one-time token"
+		}
+		fmt.Fprintf(p.out, "%s of %s on %s written to %s%s\n", o.dialect, ref, o.carrier, o.out, token)
+	}
+	if len(m.Omitted) > 0 {
+		fmt.Fprintf(p.err, "left out, because not all who can read a medium may read it: %s\n", strings.Join(m.Omitted, ", "))
+	}
+	return nil
+}
+
+// maxInitrd is how large an initial RAM disk may be that something is appended to.
+const maxInitrd = 1 << 30
+
+// mediaFit is a dialect on a carrier, as "imprint media list" tells it.
+type mediaFit struct {
+	Dialect  string   `json:"dialect"`
+	Carrier  string   `json:"carrier"`
+	Label    string   `json:"label,omitempty"`
+	Capacity int64    `json:"capacity"`
+	Readers  []string `json:"readers"`
+	Holds    []string `json:"holds"`
+	Token    bool     `json:"token"`
+	Summary  string   `json:"summary"`
+}
+
+func (p *program) mediaListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "Show which dialect fits which carrier, who can read it, and what it may hold",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			var fits []mediaFit
+			for _, d := range dialect.Drives() {
+				for _, c := range media.Carriers() {
+					if d.Fits(c.Initrd) {
+						fits = append(fits, fitOf(d, c))
+					}
+				}
+			}
+			return p.print(fits, func(w io.Writer) {
+				row(w, "DIALECT", "CARRIER", "LABEL", "CAPACITY", "READ BY", "MAY HOLD", "FOR")
+				for _, f := range fits {
+					holds := join(f.Holds)
+					if f.Token {
+						holds += ",token"
+					}
+					row(w, f.Dialect, f.Carrier, orNone(f.Label), f.Capacity, join(f.Readers), holds, f.Summary)
+				}
+			})
+		},
+	}
+}
+
+func fitOf(d dialect.Drive, c media.Carrier) mediaFit {
+	readers := d.Readers | c.Readers
+	f := mediaFit{Dialect: d.Name, Carrier: c.Name, Capacity: c.Capacity, Summary: d.Summary, Token: d.Payload && imprint.MayHoldToken(readers)}
+	if !c.Initrd {
+		f.Label = d.Label
+	}
+	for _, r := range []struct {
+		readers imprint.Readers
+		name    string
+	}{{imprint.GuestProcesses, "guest-processes"}, {imprint.GuestRoot, "guest-root"}, {imprint.PlatformAdmins, "platform-admins"}} {
+		if readers&r.readers != 0 {
+			f.Readers = append(f.Readers, r.name)
+		}
+	}
+	for _, v := range []imprint.Visibility{imprint.Public, imprint.Private, imprint.SecretOnly} {
+		if imprint.MayTravel(v, readers) {
+			f.Holds = append(f.Holds, string(v))
+		}
+	}
+	return f
+}
+
+// mediumReport is what "imprint media inspect" tells.
+type mediumReport struct {
+	Format  string         `json:"format"`
+	Table   media.Table    `json:"table"`
+	Start   int64          `json:"start"`
+	Label   string         `json:"label,omitempty"`
+	Second  string         `json:"secondLabel,omitempty"`
+	Names   string         `json:"names"`
+	Payload *mediumPayload `json:"payload,omitempty"`
+	Files   []mediumFile   `json:"files"`
+}
+
+type mediumFile struct {
+	Path   string         `json:"path"`
+	Size   int            `json:"size"`
+	Digest imprint.Digest `json:"sha256"`
+}
+
+// mediumPayload is a payload without what it has of a credential.
+type mediumPayload struct {
+	Path       string               `json:"path"`
+	Instance   imprint.InstanceID   `json:"instance"`
+	Generation imprint.Generation   `json:"generation"`
+	Tenant     imprint.TenantName   `json:"tenant"`
+	Name       imprint.InstanceName `json:"name"`
+	CheckIn    []string             `json:"checkIn,omitempty"`
+	Token      bool                 `json:"token"`
+	Digest     imprint.Digest       `json:"sha256"`
+}
+
+func (p *program) mediaInspectCommand() *cobra.Command {
+	var print string
+	c := &cobra.Command{
+		Use:   "inspect FILE",
+		Short: "Show what is on a medium, whoever wrote it",
+		Long: `Show what is on a medium, whoever wrote it: ISO 9660, FAT, alone or in the first
+partition that has a file system, or the cpio archive at the end of an initial RAM disk.
+A payload is described without its one-time token, but --print shows a file as it is.`,
+		Args: exactArgs("a file"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			f, err := os.Open(args[0])
+			if err != nil {
+				return fileError("inspect", args[0], err)
+			}
+			defer f.Close()
+			size, err := f.Seek(0, io.SeekEnd) // of a block device too
+			if err != nil {
+				return fileError("inspect", args[0], err)
+			}
+			c, err := media.Inspect(f, size)
+			if err != nil {
+				var e *imprint.Error
+				if errors.As(err, &e) {
+					err = imprint.Errorf(e.Kind, "inspect", args[0], "%w", e.Err)
+				}
+				return err
+			}
+			if print != "" {
+				b, ok := c.Files[print]
+				if !ok {
+					return imprint.Errorf(imprint.NotFound, "inspect", args[0], "it has no file %s", print)
+				}
+				_, err := p.out.Write(b)
+				return err
+			}
+			r := reportOf(c)
+			return p.print(r, func(w io.Writer) { r.table(w) })
+		},
+	}
+	c.Flags().StringVar(&print, "print", "", "print this `path`'s content, and nothing else")
+	return c
+}
+
+func reportOf(c *media.Contents) *mediumReport {
+	r := &mediumReport{Format: c.Format, Table: c.Table, Start: c.Start, Label: c.Label, Second: c.Second, Names: c.Names, Files: []mediumFile{}}
+	for _, path := range slices.Sorted(maps.Keys(c.Files)) {
+		b := c.Files[path]
+		r.Files = append(r.Files, mediumFile{path, len(b), imprint.DigestOf(b)})
+		if p, err := imprint.DecodePayload(b); err == nil && r.Payload == nil {
+			r.Payload = &mediumPayload{path, p.Instance, p.Generation, p.Tenant, p.Name, p.CheckIn, p.Token != "", imprint.DigestOf(b)}
+		}
+	}
+	return r
+}
+
+// table prints the report. Names on a medium may be anybody's.
+func (r *mediumReport) table(w io.Writer) {
+	where := "the whole medium"
+	if r.Table != media.NoTable {
+		where = fmt.Sprintf("a partition at %d, table %s", r.Start, r.Table)
+	} else if r.Start > 0 {
+		where = fmt.Sprintf("from byte %d on", r.Start)
+	}
+	row(w, "Format", r.Format+", "+where)
+	if r.Format != "cpio" {
+		row(w, "Label", orNone(string(harmless([]byte(r.Label)))))
+		row(w, "Second label", orNone(string(harmless([]byte(r.Second)))))
+	}
+	row(w, "Names", r.Names)
+	if p := r.Payload; p != nil {
+		token := "no token"
+		if p.Token {
+			token = "a one-time token"
+		}
+		row(w, "Payload", fmt.Sprintf("%s/%s, %s, generation %d, %s", p.Tenant, p.Name, p.Instance, p.Generation, token))
+		row(w, "Payload digest", "sha256:"+string(p.Digest))
+	}
+	row(w, "")
+	row(w, "SIZE", "SHA-256", "FILE")
+	for _, f := range r.Files {
+		row(w, f.Size, f.Digest, string(harmless([]byte(f.Path))))
+	}
+}
