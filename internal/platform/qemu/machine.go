@@ -82,6 +82,9 @@ type Machine struct {
 	Product string // the SMBIOS product; "" is QEMU's
 	Serial  string // the SMBIOS serial number; "" is none
 	UUID    string // the SMBIOS system UUID; "" is Instance
+	// OEMStrings is a file with an SMBIOS structure of type 11, such as the carrier
+	// smbios: only its name is on the command line. "" is none.
+	OEMStrings string
 
 	Console  Console
 	Disks    []Disk
@@ -157,6 +160,9 @@ func (m *Machine) Args() ([]string, error) {
 	}
 	if s := m.smbios(); s != "" {
 		a.add("-smbios", s)
+	}
+	if m.OEMStrings != "" {
+		a.add("-smbios", "file="+escape(m.OEMStrings))
 	}
 	a.console(m.Console)
 	for i, d := range m.Disks {
@@ -268,7 +274,7 @@ func (m *Machine) check() error {
 		return invalid("UUID", "%q is none", m.UUID)
 	case len(m.Product) > maxSMBIOS || len(m.Serial) > maxSMBIOS:
 		return invalid("SMBIOS", "a string of more than %d bytes", maxSMBIOS)
-	case m.Type == Microvm && m.Product+m.Serial+m.UUID != "":
+	case m.Type == Microvm && m.Product+m.Serial+m.UUID+m.OEMStrings != "":
 		return imprint.Errorf(imprint.Invalid, "describe", "product", "a microvm has no SMBIOS").
 			WithHint("use machine type q35 or pc")
 	case m.Console.Kind == ConsoleFile && m.Console.Path == "":

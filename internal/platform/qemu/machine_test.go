@@ -48,7 +48,7 @@ func TestArgs(t *testing.T) {
 		},
 		"microvm-tap": {Type: Microvm, Kernel: "vmlinuz", NICs: []NIC{{MAC: "02:12:34:56:78:9a", Tap: "tap_1.x-y"}}},
 		"commas": {
-			Kernel: "a,b/vmlinuz", Initrd: "a,b/initrd", Product: "Box, big",
+			Kernel: "a,b/vmlinuz", Initrd: "a,b/initrd", Product: "Box, big", OEMStrings: "a,b/strings",
 			Console:  Console{Kind: ConsoleFile, Path: "a,b/log"},
 			Disks:    []Disk{{Path: "a,b/disk"}},
 			Channels: []Channel{{imprint.VirtioSerial, "/run/a,b/virtio-serial.sock"}},
@@ -99,6 +99,9 @@ func TestLookLike(t *testing.T) {
 		if _, err := m.Args(); imprint.KindOf(err) != imprint.Invalid {
 			t.Errorf("%s on a microvm, which has no SMBIOS: %v", platform, err)
 		}
+	}
+	if _, err := (&Machine{Type: Microvm, Kernel: "vmlinuz", OEMStrings: "strings"}).Args(); imprint.KindOf(err) != imprint.Invalid {
+		t.Errorf("strings on a microvm: %v", err)
 	}
 	if err := new(Machine).LookLike("azure"); imprint.KindOf(err) != imprint.Invalid {
 		t.Errorf("an unknown platform: %v", err)
