@@ -45,7 +45,7 @@ var imports = []struct {
 	{"internal/est", "imprint", "golang.org/x/crypto golang.org/x/time"},
 	{"internal/tap", "imprint", "github.com/google/nftables github.com/vishvananda/netlink golang.org/x/sys"},
 	{"internal/dhcp", "imprint", "github.com/insomniacslk/dhcp golang.org/x/time"},
-	{"internal/media", "imprint", ""},
+	{"internal/media", "imprint internal/dialect", ""},
 	{"internal/platform/qemu", "imprint", ""},
 
 	// The operator's side.

@@ -29,7 +29,7 @@ func (p *program) mediaCommand() *cobra.Command {
 	var o mediaOptions
 	c := group(&cobra.Command{
 		Use:   "media NAME --dialect DIALECT --out FILE",
-		Short: "Write what a machine reads at its first boot as a CD image, disk, floppy or initrd",
+		Short: "Write what a machine reads at its first boot as a CD image, disk, floppy, initrd or firmware strings",
 		Long: `Write the instance's configuration to FILE (mode 0600), in the shape that the guest's
 software expects, on a medium that it finds. "imprint media list" says what fits what.
 
@@ -82,7 +82,7 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 	}
 	var before []byte
 	if o.appendTo != "" {
-		if !carrier.Initrd {
+		if carrier.Form != dialect.Initrd {
 			return imprint.Errorf(imprint.Invalid, "append to", o.appendTo, "the carrier %s is none to append; initrd is", carrier.Name)
 		}
 		if before, err = readFile(o.appendTo, maxInitrd); err != nil {
@@ -160,7 +160,7 @@ func (p *program) mediaListCommand() *cobra.Command {
 			var fits []mediaFit
 			for _, d := range dialect.Drives() {
 				for _, c := range media.Carriers() {
-					if d.Fits(c.Initrd) {
+					if d.Fits(c.Form) {
 						fits = append(fits, fitOf(d, c))
 					}
 				}
@@ -182,7 +182,7 @@ func (p *program) mediaListCommand() *cobra.Command {
 func fitOf(d dialect.Drive, c media.Carrier) mediaFit {
 	readers := d.Readers | c.Readers
 	f := mediaFit{Dialect: d.Name, Carrier: c.Name, Capacity: c.Capacity, Summary: d.Summary, Token: d.Payload && imprint.MayHoldToken(readers)}
-	if !c.Initrd {
+	if c.Form == dialect.Volume {
 		f.Label = d.Label
 	}
 	for _, r := range []struct {
@@ -237,7 +237,8 @@ func (p *program) mediaInspectCommand() *cobra.Command {
 		Use:   "inspect FILE",
 		Short: "Show what is on a medium, whoever wrote it",
 		Long: `Show what is on a medium, whoever wrote it: ISO 9660, FAT, alone or in the first
-partition that has a file system, or the cpio archive at the end of an initial RAM disk.
+partition that has a file system, the cpio archive at the end of an initial RAM disk, or
+credentials in SMBIOS strings.
 A payload is described without its one-time token, but --print shows a file as it is.`,
 		Args: exactArgs("a file"),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -295,7 +296,7 @@ func (r *mediumReport) table(w io.Writer) {
 		where = fmt.Sprintf("from byte %d on", r.Start)
 	}
 	row(w, "Format", r.Format+", "+where)
-	if r.Format != "cpio" {
+	if r.Label != "" || r.Second != "" {
 		row(w, "Label", orNone(string(harmless([]byte(r.Label)))))
 		row(w, "Second label", orNone(string(harmless([]byte(r.Second)))))
 	}

@@ -22,7 +22,7 @@ func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what ap
 	if err != nil {
 		return nil, err
 	}
-	if !drive.Fits(carrier.Initrd) {
+	if !drive.Fits(carrier.Form) {
 		return nil, imprint.Errorf(imprint.Invalid, "put", drive.Name+" on "+carrier.Name, "nothing would look for it there").
 			WithHint("see what fits: imprint media list")
 	}
@@ -35,7 +35,7 @@ func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what ap
 		return nil, err
 	}
 	in := dialect.DriveInput{
-		Readers: carrier.Readers | drive.Readers, Initrd: carrier.Initrd,
+		Readers: carrier.Readers | drive.Readers, Form: carrier.Form,
 		Closed: inst.Enrolment.State == imprint.Closed || !inst.Enrolment.State.Open(),
 		Seed:   make([]byte, dialect.SeedSize),
 	}

@@ -10,14 +10,19 @@ import (
 	"imprint"
 )
 
-// credentialsDrive renders system credentials (system-credentials(7)) to where
-// systemd takes them over from an initial RAM disk, from version 254 on. What one
+// credentialsDrive renders system credentials (system-credentials(7)): strings of the
+// firmware, or files where systemd takes them over from an initial RAM disk, which
+// it does from version 254 on. What one
 // version does not know it leaves alone: system.hostname came with 254, the files
 // of systemd-networkd with 256.
 //
 // The payload becomes a file by tmpfiles.extra, which all versions from 252 on know.
 func credentialsDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) error {
-	put := func(name, data string) { v.put("run/credentials/@initrd/"+name, imprint.Public, data) }
+	dir := ""
+	if in.Form == Initrd {
+		dir = "run/credentials/@initrd/"
+	}
+	put := func(name, data string) { v.put(dir+name, imprint.Public, data) }
 	spec := &inst.Spec
 	put("system.hostname", fqdn(spec))
 	if len(spec.SSHKeys) > 0 {

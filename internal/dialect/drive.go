@@ -7,6 +7,16 @@ import (
 	"imprint"
 )
 
+// Form is how a guest gets at the files on a medium.
+type Form string
+
+// The forms.
+const (
+	Volume   Form = "volume"   // a file system that is found by its label
+	Initrd   Form = "initrd"   // unpacked into the root of an initial RAM disk
+	Firmware Form = "firmware" // strings of the firmware, which are credentials for systemd
+)
+
 // Drive is a dialect as it is put on a medium: whole, before the machine starts.
 type Drive struct {
 	Name    string
@@ -20,9 +30,9 @@ type Drive struct {
 	// Payload says that the bootstrap document is on it, with a one-time token where
 	// the readers allow one.
 	Payload bool
-	// Volume and Initrd say what it can be put on.
-	Volume, Initrd bool
-	render         func(values, *imprint.Instance, Facts, DriveInput) error
+	// Forms say what it can be put on.
+	Forms  []Form
+	render func(values, *imprint.Instance, Facts, DriveInput) error
 }
 
 // DriveInput is what a rendering needs besides the instance and its tenant.
@@ -31,7 +41,7 @@ type DriveInput struct {
 	Closed  bool            // the boot is over; what served it alone stays away
 	Seed    []byte          // for the guest's random numbers, as in [OpenStack]
 	Payload []byte          // encoded; for a [Drive] that has one
-	Initrd  bool            // into the root of an initial RAM disk
+	Form    Form            // of the medium
 }
 
 // Drives returns the dialects that there are on media.
@@ -39,13 +49,13 @@ func Drives() []Drive {
 	// cloud-init and cloudbase-init show what they read to all users of the guest.
 	const all = imprint.GuestProcesses
 	return []Drive{
-		{"openstack", "config drive of Nova's, for cloud-init, cloudbase-init and others", "config-2", all, false, true, false, configDrive},
-		{"nocloud", "for cloud-init's NoCloud", "cidata", all, false, true, false, noCloudDrive},
-		{"ec2", "the part of a config drive that is in EC2's terms", "config-2", all, false, true, false, ec2Drive},
-		{"ganeti", "the parameters of a Ganeti operating system", "ganeti", all, false, true, false, ganetiDrive},
-		{"unattend", "answer file for Windows Setup and sysprep", "unattend", all, false, true, false, unattendDrive},
-		{"credentials", "systemd credentials, and the payload for imprint-agent", "", 0, true, false, true, credentialsDrive},
-		{"native", "the payload for imprint-agent", "IMPRINT", 0, true, true, true, nativeDrive},
+		{"openstack", "config drive of Nova's, for cloud-init, cloudbase-init and others", "config-2", all, false, []Form{Volume}, configDrive},
+		{"nocloud", "for cloud-init's NoCloud", "cidata", all, false, []Form{Volume}, noCloudDrive},
+		{"ec2", "the part of a config drive that is in EC2's terms", "config-2", all, false, []Form{Volume}, ec2Drive},
+		{"ganeti", "the parameters of a Ganeti operating system", "ganeti", all, false, []Form{Volume}, ganetiDrive},
+		{"unattend", "answer file for Windows Setup and sysprep", "unattend", all, false, []Form{Volume}, unattendDrive},
+		{"credentials", "systemd credentials, and the payload for imprint-agent", "", 0, true, []Form{Initrd, Firmware}, credentialsDrive},
+		{"native", "the payload for imprint-agent", "IMPRINT", 0, true, []Form{Volume, Initrd}, nativeDrive},
 	}
 }
 
@@ -63,8 +73,8 @@ func DriveOf(name string) (Drive, error) {
 	return drives[i], nil
 }
 
-// Fits reports whether d can be put on a medium.
-func (d Drive) Fits(initrd bool) bool { return initrd && d.Initrd || !initrd && d.Volume }
+// Fits reports whether d can be put on a medium of a form.
+func (d Drive) Fits(f Form) bool { return slices.Contains(d.Forms, f) }
 
 // Render returns the files, by path, and what the audience rule kept away from
 // them: the names of parameters, and "user data" and "one-time token". It fails with kind
@@ -151,7 +161,7 @@ func ganetiDrive(v values, inst *imprint.Instance, facts Facts, _ DriveInput) er
 // nativeDrive puts the payload where imprint-agent looks for it.
 func nativeDrive(v values, _ *imprint.Instance, _ Facts, in DriveInput) error {
 	name := "payload.json"
-	if in.Initrd {
+	if in.Form == Initrd {
 		name = "etc/imprint/payload.json"
 	}
 	v.put(name, imprint.Public, string(in.Payload))

@@ -26,15 +26,15 @@ func drive(t *testing.T, name string) dialect.Drive {
 func TestDrives(t *testing.T) {
 	t.Parallel()
 	for _, d := range dialect.Drives() {
-		for _, initrd := range []bool{false, true} {
-			if !d.Fits(initrd) {
+		for _, form := range []dialect.Form{dialect.Volume, dialect.Initrd, dialect.Firmware} {
+			if !d.Fits(form) {
 				continue
 			}
 			name := "drive-" + d.Name
-			if initrd {
-				name += "-initrd"
+			if form != dialect.Volume {
+				name += "-" + string(form)
 			}
-			in := dialect.DriveInput{Readers: mediumReaders | d.Readers, Initrd: initrd, Payload: []byte("{\"imprint\":1}\n")}
+			in := dialect.DriveInput{Readers: mediumReaders | d.Readers, Form: form, Payload: []byte("{\"imprint\":1}\n")}
 			view, omitted, err := d.Render(instance(), facts, in)
 			if err != nil {
 				t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"imprint"
+	"imprint/internal/dialect"
 )
 
 // Carrier is a kind of medium.
@@ -18,10 +19,9 @@ type Carrier struct {
 	// Readers are who can read it: whoever may look at the platform's storage, and
 	// in the guest those who may open the device.
 	Readers imprint.Readers
-	// Initrd says that the files are unpacked into the root of an initial RAM disk,
-	// and are no volume that somebody looks for by its label.
-	Initrd bool
-	write  func(w io.Writer, v *Volume, size int64) error
+	// Form is how the guest gets at the files.
+	Form  dialect.Form
+	write func(w io.Writer, v *Volume, size int64) error
 }
 
 // Carriers returns all kinds of media.
@@ -41,12 +41,13 @@ func Carriers() []Carrier {
 		}
 	}
 	return []Carrier{
-		{"iso", "CD image: ISO 9660 with Joliet and Rock Ridge", MaxContent, readers, false, fixed("iso", ISO)},
-		{"floppy", "floppy disk of 1.44 MB: FAT12", FloppySize - 33*fatSector, readers, false, fixed("floppy", Floppy)},
-		{"fat", "disk without partitions: FAT16, or FAT32 from 64 MiB on; Windows does not mount it", MaxContent, readers, false, disk(NoTable)},
-		{"fat-mbr", "disk with one FAT partition in a master boot record", MaxContent, readers, false, disk(MBR)},
-		{"fat-gpt", "disk with one FAT partition in a GUID partition table", MaxContent, readers, false, disk(GPT)},
-		{"initrd", "cpio archive to append to an initial RAM disk", MaxContent, readers, true, fixed("initrd", Initrd)},
+		{"iso", "CD image: ISO 9660 with Joliet and Rock Ridge", MaxContent, readers, dialect.Volume, fixed("iso", ISO)},
+		{"floppy", "floppy disk of 1.44 MB: FAT12", FloppySize - 33*fatSector, readers, dialect.Volume, fixed("floppy", Floppy)},
+		{"fat", "disk without partitions: FAT16, or FAT32 from 64 MiB on; Windows does not mount it", MaxContent, readers, dialect.Volume, disk(NoTable)},
+		{"fat-mbr", "disk with one FAT partition in a master boot record", MaxContent, readers, dialect.Volume, disk(MBR)},
+		{"fat-gpt", "disk with one FAT partition in a GUID partition table", MaxContent, readers, dialect.Volume, disk(GPT)},
+		{"initrd", "cpio archive to append to an initial RAM disk", MaxContent, readers, dialect.Initrd, fixed("initrd", Initrd)},
+		{"smbios", "SMBIOS structure of OEM strings, for QEMU's -smbios file=", oemSize, readers, dialect.Firmware, fixed("smbios", SMBIOS)},
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 
 // Contents is what [Inspect] found.
 type Contents struct {
-	// Format is iso9660, fat12, fat16, fat32 or cpio.
+	// Format is iso9660, fat12, fat16, fat32, cpio or smbios.
 	Format string
 	// Table divides the medium; [NoTable] if the file system is all of it.
 	Table Table
@@ -24,7 +24,7 @@ type Contents struct {
 	// it: Joliet's on ISO 9660, the boot sector's on FAT.
 	Label, Second string
 	// Names says whose names the files have: "Rock Ridge", "Joliet", "FAT long
-	// names", "cpio", or "ISO 9660" where only its short ones are there.
+	// names", "cpio", "credentials", or "ISO 9660" where only its short ones are there.
 	Names string
 	// Files are the contents by path.
 	Files map[string][]byte
@@ -51,7 +51,7 @@ func Inspect(r io.ReaderAt, size int64) (*Contents, error) {
 	}
 	for _, p := range starts {
 		in := &reader{r: io.NewSectionReader(r, p.start, p.length), size: p.length, left: MaxContent, files: map[string][]byte{}}
-		for _, try := range []func() (*Contents, error){in.iso, in.fat, in.cpio} {
+		for _, try := range []func() (*Contents, error){in.iso, in.fat, in.smbios, in.cpio} {
 			c, err := try()
 			if err != nil || c != nil {
 				if c != nil {
@@ -62,7 +62,7 @@ func Inspect(r io.ReaderAt, size int64) (*Contents, error) {
 			}
 		}
 	}
-	return nil, damaged("it holds neither ISO 9660 nor FAT nor a cpio archive")
+	return nil, damaged("it holds neither ISO 9660 nor FAT nor a cpio archive nor firmware strings")
 }
 
 func damaged(format string, args ...any) error {

@@ -506,6 +506,7 @@ func FuzzInspect(f *testing.F) {
 		}
 		f.Add(b.Bytes())
 	}
+	f.Add([]byte("\x0b\x05\x00\x0e\x01io.systemd.credential.binary:a=YQ==\x00\x00"))
 	var b bytes.Buffer
 	if err := media.Floppy(&b, v); err != nil {
 		f.Fatal(err)
@@ -575,8 +576,14 @@ func TestCarriers(t *testing.T) {
 			t.Errorf("%s: %v", c.Name, err)
 		}
 		v := &media.Volume{Label: "cidata", Time: at, Files: map[string][]byte{"f": make([]byte, c.Capacity)}}
+		if c.Name == "smbios" {
+			v.Files["f"] = v.Files["f"][:c.Capacity*3/4-64]
+		}
 		if err := c.Write(io.Discard, v, 0); err != nil {
 			t.Errorf("%s does not hold %d bytes: %v", c.Name, c.Capacity, err)
+		}
+		if c.Name == "smbios" { // base64
+			continue
 		}
 		v.Files["f"] = make([]byte, c.Capacity+1)
 		if err := c.Write(io.Discard, v, 0); imprint.KindOf(err) != imprint.Exhausted {
@@ -590,5 +597,46 @@ func TestCarriers(t *testing.T) {
 	}
 	if _, err := media.CarrierOf("tape"); imprint.KindOf(err) != imprint.Invalid {
 		t.Errorf("an unknown carrier: %v", err)
+	}
+}
+
+func TestSMBIOS(t *testing.T) {
+	t.Parallel()
+	v := &media.Volume{Files: map[string][]byte{"system.hostname": []byte("web-1"), "tmpfiles.extra": []byte("d /x\n\x00"), "empty": nil}}
+	var b bytes.Buffer
+	if err := media.SMBIOS(&b, v); err != nil {
+		t.Fatal(err)
+	}
+	want := "\x0b\x05\x00\x0e\x03" + "io.systemd.credential.binary:empty=\x00" + "io.systemd.credential.binary:system.hostname=d2ViLTE=\x00" +
+		"io.systemd.credential.binary:tmpfiles.extra=ZCAveAoA\x00\x00"
+	if b.String() != want {
+		t.Errorf("wrote %q", b.String())
+	}
+	c, err := media.Inspect(bytes.NewReader(b.Bytes()), int64(b.Len()))
+	if err != nil || c.Format != "smbios" {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	same(t, "Inspect", c.Files, v.Files)
+
+	many := map[string][]byte{}
+	for i := range 256 {
+		many[fmt.Sprint(i)] = nil
+	}
+	for name, c := range map[string]struct {
+		files map[string][]byte
+		kind  imprint.Kind
+		says  string
+	}{
+		"directory":  {map[string][]byte{"a/b": nil}, imprint.Invalid, "the character '/'"},
+		"equal sign": {map[string][]byte{"a=b": nil}, imprint.Invalid, "the character '='"},
+		"no name":    {map[string][]byte{"": nil}, imprint.Invalid, "no name"},
+		"many":       {many, imprint.Exhausted, "256 strings"},
+		"none":       {nil, imprint.Exhausted, "0 strings"},
+		"large":      {map[string][]byte{"a": make([]byte, 50000)}, imprint.Exhausted, "too many"},
+	} {
+		var out bytes.Buffer
+		if err := media.SMBIOS(&out, &media.Volume{Files: c.files}); imprint.KindOf(err) != c.kind || err == nil || !strings.Contains(err.Error(), c.says) || out.Len() > 0 {
+			t.Errorf("%s: %v, and %d bytes", name, err, out.Len())
+		}
 	}
 }
