@@ -61,6 +61,7 @@ type isoTree struct {
 	dirs   []*isoNode // in the order of the path table
 	more   uint32     // where the root's continued system use is; Rock Ridge only
 	at     time.Time
+	stamp  [7]byte // at, as records have it
 }
 
 // layISO decides where everything goes, and puts it there.
@@ -125,7 +126,7 @@ func layISO(v *Volume, root *node) *image {
 }
 
 func newISOTree(root *node, joliet bool, at time.Time) *isoTree {
-	t := &isoTree{joliet: joliet, at: at.UTC()}
+	t := &isoTree{joliet: joliet, at: at.UTC(), stamp: isoStamp(at.UTC())}
 	top := &isoNode{node: root, id: []byte{0}}
 	top.parent = top
 	for queue := []*isoNode{top}; len(queue) > 0; queue = queue[1:] {
@@ -212,33 +213,36 @@ func (t *isoTree) pathTable(order binary.AppendByteOrder) []byte {
 
 // directory returns the extent of d: whole sectors, and no record in two of them.
 func (t *isoTree) directory(d *isoNode) []byte {
-	records := [][]byte{
-		t.record(d, []byte{0}, t.systemUse(d, "", d == t.dirs[0])),
-		t.record(d.parent, []byte{1}, t.systemUse(d.parent, "", false)),
-	}
-	for _, n := range d.kids {
-		records = append(records, t.record(n, n.id, t.systemUse(n, n.name, false)))
-	}
-	var b []byte
-	for _, r := range records {
-		if len(b)%isoSector+len(r) > isoSector {
+	b := make([]byte, 0, isoSector)
+	record, use := make([]byte, 0, 256), make([]byte, 0, 256) // no record is longer
+	put := func(n *isoNode, id []byte, name string, root bool) {
+		if !t.joliet {
+			use = t.systemUse(use[:0], n, name, root)
+		}
+		record = t.record(record[:0], n, id, use)
+		if len(b)%isoSector+len(record) > isoSector {
 			b = pad(b, isoSector)
 		}
-		b = append(b, r...)
+		b = append(b, record...)
+	}
+	put(d, []byte{0}, "", d == t.dirs[0])
+	put(d.parent, []byte{1}, "", false)
+	for _, n := range d.kids {
+		put(n, n.id, n.name, false)
 	}
 	return pad(b, isoSector)
 }
 
-// record is a directory record (ECMA-119 section 9.1).
-func (t *isoTree) record(n *isoNode, id, systemUse []byte) []byte {
+// record appends a directory record (ECMA-119 section 9.1) to b, which is empty.
+func (t *isoTree) record(b []byte, n *isoNode, id, systemUse []byte) []byte {
 	flags := byte(0)
 	if n.dir {
 		flags = 2
 	}
-	b := []byte{0, 0}
+	b = append(b, 0, 0)
 	b = both32(b, n.lba)
 	b = both32(b, n.size)
-	b = append(b, t.stamp()...)
+	b = append(b, t.stamp[:]...)
 	b = append(b, flags, 0, 0)
 	b = both16(b, 1)
 	b = append(b, byte(len(id)))
@@ -252,18 +256,15 @@ func (t *isoTree) record(n *isoNode, id, systemUse []byte) []byte {
 	return b
 }
 
-// stamp is a time in a directory record and in Rock Ridge.
-func (t *isoTree) stamp() []byte {
-	return []byte{byte(t.at.Year() - 1900), byte(t.at.Month()), byte(t.at.Day()), byte(t.at.Hour()), byte(t.at.Minute()), byte(t.at.Second()), 0}
+// isoStamp is a time in a directory record and in Rock Ridge.
+func isoStamp(at time.Time) [7]byte {
+	return [7]byte{byte(at.Year() - 1900), byte(at.Month()), byte(at.Day()), byte(at.Hour()), byte(at.Minute()), byte(at.Second()), 0}
 }
 
-// systemUse is what Rock Ridge (RRIP_1991A, over SUSP 1.09) adds to a record: the
+// systemUse appends what Rock Ridge (RRIP_1991A, over SUSP 1.09) adds to a record: the
 // mode of a file that root alone reads, times, and the name; and to the root's
 // own record that it is spoken here.
-func (t *isoTree) systemUse(n *isoNode, name string, root bool) []byte {
-	if t.joliet {
-		return nil
-	}
+func (t *isoTree) systemUse(b []byte, n *isoNode, name string, root bool) []byte {
 	mode, links := uint32(0o100400), uint32(1)
 	if n.dir {
 		mode, links = 0o040500, 2
@@ -273,17 +274,16 @@ func (t *isoTree) systemUse(n *isoNode, name string, root bool) []byte {
 			}
 		}
 	}
-	var b []byte
 	if root {
 		b = append(b, 'S', 'P', 7, 1, 0xbe, 0xef, 0)
 	}
 	b = append(b, 'P', 'X', 36, 1)
-	for _, v := range []uint32{mode, links, 0, 0} {
+	for _, v := range [...]uint32{mode, links, 0, 0} {
 		b = both32(b, v)
 	}
 	b = append(b, 'T', 'F', 5+3*7, 1, 0x0e) // modified, read, changed
 	for range 3 {
-		b = append(b, t.stamp()...)
+		b = append(b, t.stamp[:]...)
 	}
 	if name != "" {
 		b = append(b, 'N', 'M', byte(5+len(name)), 1, 0)
@@ -343,7 +343,7 @@ func (t *isoTree) descriptor(v *Volume, sectors uint32, tables [2]uint32) []byte
 	b = append(b, 0, 0, 0, 0)
 	b = binary.BigEndian.AppendUint32(b, tables[1])
 	b = append(b, 0, 0, 0, 0)
-	b = append(b, t.record(t.dirs[0], []byte{0}, nil)...)
+	b = append(b, t.record(nil, t.dirs[0], []byte{0}, nil)...)
 	for _, n := range []int{128, 128, 128, 128, 37, 37, 37} { // set, publisher, preparer, application, three files
 		b = append(b, text("", n)...)
 	}

@@ -640,3 +640,24 @@ func TestSMBIOS(t *testing.T) {
 		}
 	}
 }
+
+// What the benchmarks in test/bench measure beside other programs, without the
+// rendering and the making of a file.
+func BenchmarkWrite(b *testing.B) {
+	f, err := os.Create(filepath.Join(b.TempDir(), "image"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	v := configDrive()
+	for name, write := range map[string]func(io.Writer, *media.Volume) error{"ISO": media.ISO, "Floppy": media.Floppy} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := write(f, v); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
