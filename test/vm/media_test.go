@@ -1,0 +1,140 @@
+//go:build vm
+
+package vm_test
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"imprint"
+	"imprint/demo/guest"
+	"imprint/internal/platform/qemu"
+)
+
+// The kernel mounts every volume that imprint writes, and the agent enrols with
+// the payload on it: each is a disk of its own in one boot. The first disk is a
+// volume of imprint's that is for others.
+func TestBirthFromMedia(t *testing.T) {
+	needQEMU(t)
+	img := image(t, script(t, "volumes.sh"), "virtio_net", "isofs", "vfat", "nls_cp437", "nls_ascii")
+	s := newServer(t, "--check-in", freeAddress(t))
+	dir := t.TempDir()
+	write := func(name, dialect, carrier string, more ...string) qemu.Disk {
+		out := filepath.Join(dir, name+"."+carrier)
+		s.imprint(nil, append([]string{"media", name, "--dialect", dialect, "--carrier", carrier, "--out", out}, more...)...)
+		return qemu.Disk{Path: out, Writable: true}
+	}
+	id := s.create("name: other-1\n")
+	disks := []qemu.Disk{write("other-1", "nocloud", "iso")}
+	machines := map[string][]string{"iso-1": {"iso"}, "floppy-1": {"floppy"}, "fat16-1": {"fat"}, "fat32-1": {"fat", "--size", "64"}, "mbr-1": {"fat-mbr"}, "gpt-1": {"fat-gpt"}}
+	for name, how := range machines {
+		s.create(fmt.Sprintf("name: %s\ndnsNames: [%[1]s.lab.internal]\nchannels: [est]\n", name))
+		disks = append(disks, write(name, "native", how[0], how[1:]...))
+	}
+	before := digests(t, disks)
+
+	m := enrolling(s, id, img)
+	m.Disks, m.NICs = disks, []qemu.NIC{{Open: true}}
+	console := boot(t, m, 90*time.Second).poweredOff()
+	if n := strings.Count(console, "guest: ended with status 0"); n != len(machines) {
+		t.Errorf("%d of %d machines enrolled", n, len(machines))
+	}
+	for name := range machines {
+		expectByToken(t, s.describe(name))
+		expectConsole(t, console, "guest: machine        "+name)
+	}
+	for i, after := range digests(t, disks) {
+		if after != before[i] {
+			t.Errorf("%s was written to", filepath.Base(disks[i].Path))
+		}
+	}
+}
+
+// mediumScript says which data source was used, and what the kernel finds on the
+// second disk.
+const mediumScript = `sed 's/^/guest: source /' /var/lib/cloud/instance/datasource; ` +
+	`m=$(mktemp -d); mount -r /dev/vdb $m; cd $m; find . -type f -exec sha256sum {} + | sed 's/^/guest: file /'; ` +
+	`find . -name 'meta*' -exec stat -c 'guest: mode %a %U' {} +; cd /; umount $m; ` +
+	`stat -c 'guest: payload mode %a %U' /etc/imprint/payload.json; ` +
+	`sha256sum /etc/imprint/payload.json | sed 's/^/guest: payload /'; `
+
+// Debian's own cloud-init takes up what imprint put on a medium, and nothing
+// serves it otherwise. Its systemd takes credentials from the firmware's strings: the
+// payload is where an agent would find it, with no agent there.
+func TestStockCloudInitFromMedia(t *testing.T) {
+	needQEMU(t)
+	kernel, err := guest.FetchKernel(t.Context(), cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := debianImage(t, kernel)
+	initrd := switchRoot(t)
+	const key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs operator@lab.internal"
+	for _, c := range []struct {
+		dialect, carrier, source string
+		strings                  bool
+	}{
+		{"openstack", "iso", "DataSourceConfigDrive", false},
+		{"openstack", "fat", "DataSourceConfigDrive", false},
+		{"nocloud", "iso", "DataSourceNoCloud", true},
+	} {
+		t.Run(c.dialect+" on "+c.carrier, func(t *testing.T) {
+			s := newServer(t, "--check-in", freeAddress(t))
+			private := canary("private")
+			id := s.create(strings.Replace(stockManifest, `echo "guest: user data ran"`,
+				mediumScript+`echo "guest: user data ran"`, 1), "DB_PASSWORD="+private)
+			medium := filepath.Join(t.TempDir(), "medium")
+			s.imprint(nil, "media", "stock-1", "--dialect", c.dialect, "--carrier", c.carrier, "--out", medium)
+			m := qemu.Machine{
+				Type: qemu.PC, CPUs: 2, MemoryMiB: 1024, Kernel: initrd.Kernel, Initrd: initrd.Initrd,
+				Append: quietDisk, Instance: id,
+				Disks: []qemu.Disk{{Path: disk}, {Path: medium}}, NICs: []qemu.NIC{{MAC: "52:54:00:12:34:56"}},
+			}
+			want := []string{"guest: hostname stock-1", "guest: key " + key, "guest: address 10.0.2.15/24", c.source, "guest: user data ran"}
+			if c.strings {
+				m.OEMStrings = filepath.Join(t.TempDir(), "strings")
+				s.imprint(nil, "media", "stock-1", "--dialect", "credentials", "--carrier", "smbios", "--out", m.OEMStrings)
+				fields := strings.Fields(s.imprint(nil, "media", "inspect", m.OEMStrings, "--print", "tmpfiles.extra"))
+				payload, err := base64.StdEncoding.DecodeString(fields[len(fields)-1])
+				if err != nil || len(payload) == 0 {
+					t.Fatalf("no payload in %q: %v", fields, err)
+				}
+				want = append(want, "guest: payload mode 600 root", fmt.Sprintf("guest: payload %x", sha256.Sum256(payload)))
+			}
+			s.kill()
+			console := boot(t, m, stockLimit).poweredOff()
+			expectConsole(t, console, want...)
+			if strings.Contains(console, "guest: the private value is in a file") || strings.Contains(console, private) {
+				t.Error("the private value was on the medium")
+			}
+			if strings.Contains(console, "Invalid cloud-config") {
+				t.Error("cloud-init finds fault with what it was given")
+			}
+			s.start()
+			var on struct {
+				Files []struct{ Path, SHA256 string }
+			}
+			if err := json.Unmarshal([]byte(s.imprint(nil, "media", "inspect", medium, "-o", "json")), &on); err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range on.Files {
+				expectConsole(t, console, fmt.Sprintf("guest: file %s  ./%s\n", f.SHA256, f.Path))
+			}
+			if n := strings.Count(console, "guest: file "); n != len(on.Files) {
+				t.Errorf("the kernel finds %d files, and %d were written", n, len(on.Files))
+			}
+			if c.carrier == "iso" { // Rock Ridge is heard
+				expectConsole(t, console, "guest: mode 400 root\n")
+			}
+			if d := s.describe("stock-1"); d.Instance.Enrolment.State != imprint.Reserved {
+				t.Errorf("a config drive made the machine %s", d.Instance.Enrolment.State)
+			}
+		})
+	}
+}
