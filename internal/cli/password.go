@@ -5,6 +5,7 @@ import (
 	"crypto/rsa"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,7 @@ import (
 
 	"imprint"
 	"imprint/api"
+	"imprint/internal/dialect"
 )
 
 // defaultKey is the private key that is tried if none is named, below the home
@@ -31,6 +33,7 @@ type guestPassword struct {
 
 func (p *program) passwordCommand() *cobra.Command {
 	var key, passphrase string
+	var encrypted bool
 	c := &cobra.Command{
 		Use:   "password NAME",
 		Short: "Print the password that a machine made up for its administrator",
@@ -39,22 +42,29 @@ as cloudbase-init does on Windows. The private key may be an OpenSSH or a PEM
 file; if it is encrypted, its passphrase is asked for on the terminal.
 
 Whatever runs in the machine may post, and the first post of a generation counts:
-if the machine does not take the password, something was quicker.`,
-		Example:           "  imprint password win-1 --key ~/.ssh/id_rsa\n  imprint password win-1 --key lab.pem --passphrase-file lab.passphrase -o json",
+if the machine does not take the password, something was quicker.
+
+With --encrypted it is printed as it was posted, for "openssl pkeyutl -decrypt" or
+somebody else who has the key: base64 of RSA PKCS #1 v1.5, and with -o json in the
+shape of EC2's get-password-data.`,
+		Example:           "  imprint password win-1 --key ~/.ssh/id_rsa\n  imprint password win-1 --key lab.pem --passphrase-file lab.passphrase -o json\n  imprint password win-1 --encrypted -o json",
 		Args:              exactArgs("an instance"),
 		ValidArgsFunction: p.completeInstances,
 		RunE: func(c *cobra.Command, args []string) error {
-			return p.password(c.Context(), args[0], key, passphrase)
+			return p.password(c.Context(), args[0], key, passphrase, encrypted)
 		},
 	}
 	c.Flags().StringVar(&key, "key", "", "private key `file` of one of the instance's SSH keys (default ~/"+defaultKey+")")
 	c.Flags().StringVar(&passphrase, "passphrase-file", "", "read the key's passphrase from the first line of this `file`")
+	c.Flags().BoolVar(&encrypted, "encrypted", false, "print it as it was posted; no key is needed")
+	c.MarkFlagsMutuallyExclusive("encrypted", "key")
+	c.MarkFlagsMutuallyExclusive("encrypted", "passphrase-file")
 	c.MarkFlagFilename("key")
 	c.MarkFlagFilename("passphrase-file")
 	return c
 }
 
-func (p *program) password(ctx context.Context, ref, keyFile, passphraseFile string) error {
+func (p *program) password(ctx context.Context, ref, keyFile, passphraseFile string, encrypted bool) error {
 	client := p.client()
 	defer client.Close()
 	one, err := client.Get(ctx, ref)
@@ -64,6 +74,10 @@ func (p *program) password(ctx context.Context, ref, keyFile, passphraseFile str
 	if len(one.Enrolment.Password) == 0 { // before anybody types a passphrase
 		return imprint.Errorf(imprint.Conflict, "show password of", one.Ref, "generation %d has posted none", one.Generation).
 			WithHint("cloudbase-init posts it late in the first boot, if the instance has an ssh-rsa key; imprint watch %s shows it", one.Ref)
+	}
+	if encrypted {
+		posted := dialect.NewEC2Password(one.ID, one.Updated, one.Enrolment.Password)
+		return p.print(posted, func(w io.Writer) { fmt.Fprintln(w, string(harmless([]byte(posted.PasswordData)))) })
 	}
 	if keyFile == "" {
 		home, err := os.UserHomeDir()

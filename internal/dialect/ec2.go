@@ -1,7 +1,6 @@
 package dialect
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -144,18 +143,16 @@ func ec2Identity(inst *imprint.Instance, facts Facts) string {
 // of a directory, and with the key's name.
 func EC2KeyEntry(i string) string { return i + "=" + keyPrefix + i }
 
-// EC2PasswordData is the answer of EC2's GetPasswordData for inst, in the JSON of
-// aws-cli. PasswordData is base64 of RSA PKCS #1 v1.5, and empty until the guest
-// has posted a password.
-func EC2PasswordData(inst *imprint.Instance) []byte {
-	short, _, _ := strings.Cut(string(inst.ID), "-")
-	b, err := json.Marshal(struct {
-		InstanceID   string `json:"InstanceId"`
-		Timestamp    string
-		PasswordData string
-	}{"i-" + short, inst.Updated.UTC().Format(time.RFC3339), strings.TrimSpace(string(inst.Enrolment.Password))})
-	if err != nil {
-		return nil // its fields are text
-	}
-	return b
+// EC2Password is the answer of EC2's GetPasswordData, in the JSON of aws-cli.
+type EC2Password struct {
+	InstanceID   string `json:"InstanceId"`
+	Timestamp    string // RFC 3339
+	PasswordData string // what the guest posted: base64 of RSA PKCS #1 v1.5
+}
+
+// NewEC2Password returns it for the instance called id, which posted a password and
+// changed last at updated.
+func NewEC2Password(id imprint.InstanceID, updated time.Time, posted []byte) EC2Password {
+	short, _, _ := strings.Cut(string(id), "-")
+	return EC2Password{"i-" + short, updated.UTC().Format(time.RFC3339), strings.Join(strings.Fields(string(posted)), "")}
 }

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"imprint"
 	"imprint/internal/dialect"
@@ -165,16 +164,6 @@ func TestGanetiParametersAreOrderedByVisibility(t *testing.T) {
 	}
 	if empty := dialect.EncodeGanetiParameters(nil); string(empty) != "{}" {
 		t.Errorf("got %s", empty)
-	}
-}
-
-func TestEC2PasswordData(t *testing.T) {
-	t.Parallel()
-	inst := instance()
-	inst.Updated = time.Date(2026, 11, 25, 8, 0, 0, 0, time.UTC)
-	inst.Enrolment.Password = []byte("QUJD\n")
-	if got := string(dialect.EC2PasswordData(inst)); got != `{"InstanceId":"i-6b1c2f0e","Timestamp":"2026-11-25T08:00:00Z","PasswordData":"QUJD"}` {
-		t.Errorf("got %s", got)
 	}
 }
 

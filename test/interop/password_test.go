@@ -72,19 +72,14 @@ func TestPasswordOpenSSL(t *testing.T) {
 			if got := s.imprint(t, "password", one, "--key", filepath.Join(s.dir, "key"), "--passphrase-file", filepath.Join(s.dir, "passphrase")); got != password+"\n" {
 				t.Errorf("imprint password printed %q", got)
 			}
-			text := s.imprint(t, "get", one, "-o", "json")
-			_, text, _ = strings.Cut(text, `"password": "`)
-			text, _, _ = strings.Cut(text, `"`)
-			kept, err := base64.StdEncoding.DecodeString(text)
-			if err != nil {
-				t.Fatal(err)
+			kept, err := base64.StdEncoding.DecodeString(strings.TrimSpace(s.imprint(t, "password", one, "--encrypted")))
+			if err != nil || !bytes.Equal(kept, ciphertext) {
+				t.Fatalf("the record has %x, %v", kept, err)
 			}
-			if raw, err := base64.StdEncoding.DecodeString(string(kept)); err != nil || !bytes.Equal(raw, ciphertext) {
-				t.Fatalf("the record has %q, %v", kept, err)
-			}
+			s.write(t, "kept", string(kept))
 			for _, tool := range [][]string{
-				{"pkeyutl", "-decrypt", "-inkey", "pem", "-in", "posted"},
-				{"rsautl", "-decrypt", "-inkey", "pem", "-in", "posted"}, // as python-novaclient does
+				{"pkeyutl", "-decrypt", "-inkey", "pem", "-in", "kept"},
+				{"rsautl", "-decrypt", "-inkey", "pem", "-in", "kept"}, // as python-novaclient does
 			} {
 				cmd := exec.CommandContext(t.Context(), openssl, tool...)
 				cmd.Dir = s.dir
