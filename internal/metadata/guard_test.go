@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -170,5 +171,61 @@ func TestSessionsOfIMDSv2(t *testing.T) {
 	w.render()
 	if status, _ := w.do(processPort, "GET", leaf, "", token, session); status != 401 {
 		t.Errorf("in the next generation: %d", status)
+	}
+}
+
+// Whatever the path, nobody is sent elsewhere: a client that follows would ask
+// another server in this one's name.
+func TestNobodyIsRedirected(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, instance(), nil)
+	for _, path := range []string{
+		"/latest", "/latest//meta-data", "//evil.example/latest", "//evil.example//", "/latest/../..//evil.example/x", "/./latest/meta-data",
+		"/openstack", "/openstack//latest/", "/openstack/latest/meta_data.json/", "/nocloud", "/nocloud//", "/ganeti/latest", "/imprint", "/imprint//v1/..",
+		"/%2f%2fevil.example", `/\evil.example`, "/latest/meta-data/%2e%2e/", "/?next=http://evil.example/", "/none", "/latest/api//token",
+	} {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT"} {
+			for _, port := range []string{processPort, rootPort} {
+				reply := w.reply(request(port, method, path, ""))
+				if reply.Code >= 300 && reply.Code < 400 || reply.Header().Get("Location") != "" {
+					t.Errorf("%s %s: %d to %q", method, path, reply.Code, reply.Header().Get("Location"))
+				}
+			}
+		}
+	}
+}
+
+// Sessions are kept by the guest: however many there are, each is good and none
+// takes memory here.
+func TestThousandsOfSessions(t *testing.T) {
+	const sessions, each = 20_000, 64 // bytes, of which a session that is kept takes more
+	w := newWorld(t, instance(), nil)
+	open := func() string {
+		status, session := w.do(processPort, "PUT", "/latest/api/token", "", "X-aws-ec2-metadata-token-ttl-seconds", "21600")
+		if status != 200 {
+			t.Fatalf("a session: %d", status)
+		}
+		return session
+	}
+	heap := func() int64 {
+		w.mu.Lock()
+		w.accesses = nil
+		w.mu.Unlock()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	first, before := open(), heap()
+	for range sessions {
+		open()
+	}
+	if grown := heap() - before; grown > sessions*each/2 {
+		t.Errorf("%d sessions take %d bytes", sessions, grown)
+	}
+	for _, session := range []string{first, open()} {
+		if status, _ := w.do(processPort, "GET", "/latest/meta-data/instance-id", "", "X-aws-ec2-metadata-token", session); status != 200 {
+			t.Errorf("a session among many: %d", status)
+		}
 	}
 }
