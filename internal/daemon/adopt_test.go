@@ -16,7 +16,6 @@ import (
 	"imprint/internal/daemon"
 	"imprint/internal/tap"
 	"imprint/test/need"
-	"imprint/test/netns"
 )
 
 // platformTap makes a tap as a hypervisor's platform does: persistent, up, and
@@ -140,16 +139,9 @@ func ganetiHook(t *testing.T, instance, name, mac string) {
 // TestAdoptedInterfaces runs a server whose guests have interfaces that somebody
 // else makes: known by their MAC, by their name, or asked for.
 func TestAdoptedInterfaces(t *testing.T) {
-	if !netns.Isolate(t) {
+	if !isolated(t) {
 		return
 	}
-	network, err := tap.Open(tap.Options{})
-	need.Kernel(t, imprint.KindOf(err) != imprint.Unavailable, "nftables, netdev family")
-	if err != nil {
-		t.Fatal(err)
-	}
-	network.Close()
-	netns.SetUp(t, "lo")
 	s := newSite(t)
 	s.config.Adopt = []daemon.AdoptConfig{
 		{Interface: "vnet*", Instance: "mac-1"}, {Interface: "vnet*", Instance: "mac-2"},

@@ -19,12 +19,12 @@ import (
 	"imprint/test/netns"
 )
 
-// onLinkLocal runs a server in a namespace of the test's own; ok is false in the
-// process that only makes it.
-func onLinkLocal(t *testing.T) (s *site, server *serving, ok bool) {
+// isolated puts the test into a namespace of its own in which guests can have
+// interfaces; false in the process that only makes it.
+func isolated(t *testing.T) bool {
 	t.Helper()
 	if !netns.Isolate(t) {
-		return nil, nil, false
+		return false
 	}
 	network, err := tap.Open(tap.Options{})
 	need.Kernel(t, imprint.KindOf(err) != imprint.Unavailable, "nftables, netdev family")
@@ -33,6 +33,16 @@ func onLinkLocal(t *testing.T) (s *site, server *serving, ok bool) {
 	}
 	network.Close()
 	netns.SetUp(t, "lo")
+	return true
+}
+
+// onLinkLocal runs a server in a namespace of the test's own; ok is false in the
+// process that only makes it.
+func onLinkLocal(t *testing.T) (s *site, server *serving, ok bool) {
+	t.Helper()
+	if !isolated(t) {
+		return nil, nil, false
+	}
 	s = newSite(t)
 	s.config.Operator = fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	return s, s.serve(t), true

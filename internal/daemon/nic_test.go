@@ -32,7 +32,6 @@ import (
 	"imprint"
 	"imprint/api"
 	"imprint/internal/tap"
-	"imprint/test/need"
 	"imprint/test/netns"
 )
 
@@ -181,16 +180,9 @@ func (g *plugged) want(t *testing.T, root bool, path string, status int, text st
 // stock software reads, who may read what, an enrolment with the host as its
 // witness, and what of it is on the timeline.
 func TestLinkLocal(t *testing.T) {
-	if !netns.Isolate(t) {
+	if !isolated(t) {
 		return
 	}
-	network, err := tap.Open(tap.Options{})
-	need.Kernel(t, imprint.KindOf(err) != imprint.Unavailable, "nftables, netdev family")
-	if err != nil {
-		t.Fatal(err)
-	}
-	network.Close()
-	netns.SetUp(t, "lo")
 	s := newSite(t)
 	server := s.serve(t)
 	spec := func(name imprint.InstanceName) imprint.Spec {
