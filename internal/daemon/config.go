@@ -19,6 +19,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"imprint"
+	"imprint/internal/dhcp"
 	"imprint/internal/hostapi"
 	"imprint/internal/manifest"
 )
@@ -50,6 +51,9 @@ type Config struct {
 	// Adopt lists interfaces that the hypervisor's platform makes; the first entry
 	// that fits an instance with the channel nic counts.
 	Adopt []AdoptConfig `yaml:"adopt"`
+	// DNS lists the name servers that DHCP tells guests over the channel nic, at
+	// most [dhcp.MaxDNS] by IPv4 address; none by default.
+	DNS []string `yaml:"dns"`
 	// KeyFile holds the key-encryption keys.
 	KeyFile string `yaml:"keyFile"`
 	// Signer is the socket of "imprint sign"; empty keeps the issuing keys in this process.
@@ -121,7 +125,8 @@ type TenantConfig struct {
 // Settings are a configuration after all checks; only [Config.Check] makes them.
 type Settings struct {
 	Config
-	Tenants []imprint.Tenant
+	Tenants     []imprint.Tenant
+	nameServers []netip.Addr
 }
 
 // DefaultConfig returns the configuration of a server without a file.
@@ -296,7 +301,38 @@ func (c Config) Check() (*Settings, error) {
 	if err := checkAdopt(s.Adopt, s.Tenants); err != nil {
 		return nil, err
 	}
+	var err error
+	s.nameServers, err = nameServers(s.DNS)
+	if err != nil {
+		return nil, err
+	}
 	return s, nil
+}
+
+// nameServers reads the field dns. It refuses servers of which no guest can be
+// told, or that none could reach: over the channel nic it reaches only its metadata.
+func nameServers(dns []string) (servers []netip.Addr, err error) {
+	for i, text := range dns {
+		what := fmt.Sprintf("dns[%d]", i)
+		a, err := netip.ParseAddr(text)
+		switch {
+		case err != nil || !a.Is4():
+			return nil, imprint.Errorf(imprint.Invalid, "check", what, "%q is not an IPv4 address such as 192.0.2.53, which is all that DHCPv4 can tell", text).
+				WithHint("servers by IPv6 address belong into the network of an instance's manifest")
+		case a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+			return nil, imprint.Errorf(imprint.Invalid, "check", what, "a guest reaches no server at %s", a)
+		case a.IsLinkLocalUnicast():
+			return nil, imprint.Errorf(imprint.Invalid, "check", what, "%s is link-local, and over its link-local interface a guest reaches only its metadata", a).
+				WithHint("name a server that guests reach over another interface")
+		case slices.Contains(servers, a):
+			return nil, imprint.Errorf(imprint.Invalid, "check", what, "%s is there already", a)
+		}
+		servers = append(servers, a)
+	}
+	if len(servers) > dhcp.MaxDNS {
+		return nil, imprint.Errorf(imprint.Invalid, "check", "dns", "%d name servers are listed; guests are told %d at most", len(servers), dhcp.MaxDNS)
+	}
+	return servers, nil
 }
 
 func (s *Settings) checkTenants() error {
@@ -441,6 +477,8 @@ adopt:                                # interfaces of the channel nic that the p
   # - interface: vnet*                # a pattern: libvirt's are known by their MAC, others are asked for (imprint nic adopt)
   #                                   # or one interface, in which {name}, {tenant} and {tap} are the instance's
   #   instance: ""                    # an ID, NAME or TENANT/NAME; "" is every instance with the channel
+
+dns: []                               # name servers, by IPv4 address, that DHCP tells guests over the channel nic
 
 checkIn:                              # EST, for machines whose payload came one way
   listen: ""                          # ":8443", say; "" switches it off

@@ -33,7 +33,7 @@ func TestTheExampleIsTheDefault(t *testing.T) {
 		return c
 	}
 	want := daemon.DefaultConfig()
-	want.CheckIn.URLs, want.Store.Endpoints, want.Hosts.Domains = []string{}, []string{}, []string{}
+	want.CheckIn.URLs, want.Store.Endpoints, want.Hosts.Domains, want.DNS = []string{}, []string{}, []string{}, []string{}
 	if got := read(daemon.ExampleConfig); !reflect.DeepEqual(got, want) {
 		t.Errorf("the example is %+v;\nthe default is %+v", got, want)
 	}
@@ -86,6 +86,7 @@ func TestTheHostsExampleIsTheDefault(t *testing.T) {
 		return c
 	}
 	want := daemon.DefaultHostConfig()
+	want.DNS = []string{}
 	if got := read(daemon.ExampleHostConfig); !reflect.DeepEqual(got, want) {
 		t.Errorf("the example is %+v;\nthe default is %+v", got, want)
 	}

@@ -174,6 +174,7 @@ func (d *Daemon) openHost() error {
 		Instances: placements{d.store, name},
 		Control:   d.measuredEngine(), Params: d.values, Secrets: d.values.secrets,
 		Adopt: func(inst *imprint.Instance) (string, error) { return adopted(d.settings.Adopt, inst) },
+		DNS:   d.settings.nameServers,
 		Links: links(d.Logger), Neutron: d.settings.Neutron.Listen != "",
 		Facts: d.facts().of, Logger: d.Logger, Now: d.Now,
 	})

@@ -164,6 +164,7 @@ func (h *hypervisor) serve(ctx context.Context, id *guest.Identity, renewed <-ch
 	role, err := host.New(host.Config{
 		Name: name, RunDir: h.settings.Run, Owner: owner, Dial: h.settings.dial.dialled, Links: links(h.Logger), Neutron: h.settings.Neutron.Listen != "",
 		Adopt:     func(inst *imprint.Instance) (string, error) { return adopted(h.settings.Adopt, inst) },
+		DNS:       h.settings.nameServers,
 		Instances: between, Control: between, Params: between, Secrets: secrets, Connected: between.Connected, Facts: between.Facts,
 		Logger: h.Logger, Now: h.now(),
 	})

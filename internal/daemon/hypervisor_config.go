@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,13 +28,16 @@ type HostConfig struct {
 	Neutron NeutronConfig `yaml:"neutron"`
 	// Adopt lists interfaces that the hypervisor's platform makes, as for a server.
 	Adopt []AdoptConfig `yaml:"adopt"`
+	// DNS lists the name servers that DHCP tells guests, as for a server.
+	DNS []string `yaml:"dns"`
 }
 
 // HostSettings are a host's configuration after all checks; only
 // [HostConfig.Check] makes them.
 type HostSettings struct {
 	HostConfig
-	dial *Settings // of which only what is dialled counts
+	dial        *Settings // of which only what is dialled counts
+	nameServers []netip.Addr
 }
 
 // DefaultHostConfig returns the configuration of a host without a file.
@@ -76,7 +80,15 @@ func (c HostConfig) Check() (*HostSettings, error) {
 	if err := s.dial.checkDial(); err != nil {
 		return nil, err
 	}
-	return s, checkAdopt(s.Adopt, nil)
+	if err := checkAdopt(s.Adopt, nil); err != nil {
+		return nil, err
+	}
+	var err error
+	s.nameServers, err = nameServers(s.DNS)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // Named returns the configuration with the names that its fields have in a file.
@@ -107,4 +119,6 @@ adopt:                                # interfaces of the channel nic that the p
   # - interface: vnet*                # a pattern: libvirt's are known by their MAC, others are asked for (imprint nic adopt)
   #                                   # or one interface, in which {name}, {tenant} and {tap} are the instance's
   #   instance: ""                    # an ID, NAME or TENANT/NAME; "" is every instance with the channel
+
+dns: []                               # name servers, by IPv4 address, that DHCP tells guests over the channel nic
 `

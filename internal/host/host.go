@@ -6,6 +6,7 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -70,6 +71,9 @@ type Config struct {
 	// a pattern of such interfaces (see [tap.NIC]); "" if this host makes a tap. It
 	// fails with kind [imprint.Invalid] if there can be none. Nil is "" for all.
 	Adopt func(inst *imprint.Instance) (string, error)
+	// DNS lists the name servers that guests are told over the channel nic, within
+	// the limits of [dhcp.Lease]; nil tells them none.
+	DNS []netip.Addr
 	// Links opens the hypervisor's link-local network, when the first instance has
 	// the channel nic; nil if there is none.
 	Links func() (*tap.Network, error)

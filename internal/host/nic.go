@@ -373,7 +373,7 @@ func (n *nic) serve(ctx context.Context, link *tap.Link) error {
 		return err
 	}
 	responder, err := dhcp.New(dhcp.Lease{
-		MAC: lease.MAC, Address: lease.IPv4, Server: tap.MetadataIPv4, Hostname: string(snap.inst.Spec.Name),
+		MAC: lease.MAC, Address: lease.IPv4, Server: tap.MetadataIPv4, Hostname: string(snap.inst.Spec.Name), DNS: n.unit.host.c.DNS,
 	}, dhcp.Options{Logger: n.unit.log})
 	if err != nil {
 		return err
