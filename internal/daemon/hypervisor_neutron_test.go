@@ -65,6 +65,10 @@ func TestHypervisorBehindNeutron(t *testing.T) {
 		}
 	}
 	const metaData, userData = "/openstack/latest/meta_data.json", "/openstack/latest/user_data"
+	until(t, "the host to have been told the whole list", func() bool { // until then nobody may be unknown: 503
+		status, _, err := with.ask(t, sharedSecret, nobody, project, "GET", metaData, "")
+		return err == nil && status == 404
+	})
 	ask(id, "GET", metaData, 200, `"uuid":"`+id+`"`)
 	ask(id, "GET", "/2009-04-04/meta-data/hostname", 200, "nova-1.lab.internal")
 	ask(id, "GET", userData, 200, "# of nova-1")
