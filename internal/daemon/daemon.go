@@ -79,6 +79,7 @@ func Open(ctx context.Context, s *Settings, o Options) (_ *Daemon, err error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	o.Now = o.now()
+	addProcessor()
 	d := &Daemon{Options: o, settings: s, metrics: newMetrics(), heapFloor: raiseHeapFloor()}
 	defer func() {
 		if err != nil {

@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"os"
+	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,3 +32,13 @@ func raiseHeapFloor() []byte {
 	}
 	return make([]byte, min(max(machine.Totalram*uint64(machine.Unit)/heapFloorShare, minHeapFloor), maxHeapFloor))
 }
+
+// addProcessor lets one goroutine more run at a time than there are processors.
+// A thread that waits for the disk keeps its turn until the scheduler's monitor
+// notices, and on a small machine the store's log waits so for a third of the
+// time. Whoever set GOMAXPROCS decides alone.
+var addProcessor = sync.OnceFunc(func() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
+	}
+})
