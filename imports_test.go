@@ -46,6 +46,7 @@ var imports = []struct {
 	{"internal/tap", "imprint", "github.com/google/nftables github.com/vishvananda/netlink golang.org/x/sys"},
 	{"internal/dhcp", "imprint", "github.com/insomniacslk/dhcp golang.org/x/time"},
 	{"internal/media", "imprint internal/dialect", ""},
+	{"internal/disk", "imprint", ""},
 	{"internal/platform/qemu", "imprint", ""},
 
 	// The operator's side.

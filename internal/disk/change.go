@@ -1,0 +1,179 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"unicode/utf16"
+
+	"imprint"
+)
+
+// Device is a disk that can be changed: a [File], or a test's.
+type Device interface {
+	io.ReaderAt
+	io.WriterAt
+	// Size is in bytes, and SectorSize is that of a logical sector.
+	Size() int64
+	SectorSize() int64
+	// Zero makes n bytes at an offset read as zeros.
+	Zero(at, n int64) error
+	// Sync returns when everything that was written would survive a power failure.
+	Sync() error
+}
+
+// Slot is where a partition will be: checked, and not yet written.
+type Slot struct {
+	Partition
+	Scheme Scheme
+	d      Device
+	table  *Table
+	plan   Plan
+}
+
+// Prepare finds a place for a partition on d and changes nothing. What p has of
+// Number and Start does not count. It fails as [Read] and [Table.Place] do, with kind
+// [imprint.Exhausted] if the table is full, and with [imprint.Exists] if a partition
+// has that name already, or its file system has it as a label.
+func Prepare(d Device, p Partition) (*Slot, error) {
+	if n := len(utf16.Encode([]rune(p.Name))); p.Name == "" || n > maxName || p.Size <= 0 || p.Size%Align != 0 {
+		return nil, imprint.Errorf(imprint.Invalid, "add", "partition "+p.Name, "its name has %d characters, from 1 to %d are possible, and its size is %d, where whole MiB are", n, maxName, p.Size)
+	}
+	t, in, err := open(d)
+	if err != nil {
+		return nil, err
+	}
+	found, _, err := in.find(t, p.Name)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) > 0 {
+		return nil, imprint.Errorf(imprint.Exists, "add to", "disk", "its %s is called %s already", found[0], p.Name).
+			WithHint("remove that first: imprint media remove-partition")
+	}
+	s := &Slot{Partition: p, Scheme: t.Scheme, d: d, table: t}
+	if s.Start, err = t.Place(p.Size); err != nil {
+		return nil, err
+	}
+	s.Number, s.plan, err = t.layout.add(s.Partition)
+	return s, err
+}
+
+func open(d Device) (*Table, *reader, error) {
+	t, err := Read(d, d.Size(), d.SectorSize())
+	return t, &reader{d, d.Size(), d.SectorSize()}, err
+}
+
+// Add makes the partition: it repairs the table if a copy of it is damaged or not
+// where it belongs, lets fill write the content, which is zeros otherwise, and enters
+// the partition once that is on the disk. After a failure the table is as it was, or
+// as it is to be. It fails with kind [imprint.Unavailable] if the disk does, with
+// [imprint.Internal] if it does not read as it was written, and as fill does.
+func (s *Slot) Add(fill func(io.Writer) error) error {
+	if err := carryOut(s.d, s.table.layout.settle()); err != nil {
+		return err
+	}
+	if err := s.d.Zero(s.Start, s.Size); err != nil {
+		return failed(err)
+	}
+	if err := fill(&content{OffsetWriter: io.NewOffsetWriter(s.d, s.Start), size: s.Size}); err != nil {
+		return err
+	}
+	if err := s.d.Sync(); err != nil {
+		return failed(err)
+	}
+	if err := carryOut(s.d, s.plan); err != nil {
+		return err
+	}
+	return verify(s.d, s.Partition, true)
+}
+
+// Remove takes the partition called label away: its content is zeroed, its entry
+// cleared. If it is interrupted it can be called again, until nothing of either is
+// left. It fails as [Read] does, with kind [imprint.NotFound] if no partition is
+// called so, and with [imprint.Conflict] if several are.
+func Remove(d Device, label string) (Partition, error) {
+	t, in, err := open(d)
+	if err != nil {
+		return Partition{}, err
+	}
+	found, volumes, err := in.find(t, label)
+	switch {
+	case err != nil:
+		return Partition{}, err
+	case len(found) == 0:
+		return Partition{}, imprint.Errorf(imprint.NotFound, "remove from", "disk", "none of its %d partitions is called %s", len(t.Partitions), label)
+	case len(found) > 1:
+		return Partition{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s and %s are both called %s", found[0], found[1], label)
+	}
+	p, v := found[0], volumes[0]
+	if t.Scheme == MBR && p.Number > 4 {
+		return Partition{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s is inside an extended one", p)
+	}
+	if err := carryOut(d, t.layout.settle()); err != nil {
+		return p, err
+	}
+	// Where the label is goes last, so that whoever is interrupted finds the
+	// partition again.
+	keep := p.Start + v.at
+	err = errors.Join(d.Zero(p.Start, v.at), d.Zero(keep+v.length, p.end()-keep-v.length), d.Sync())
+	if err != nil {
+		return p, failed(err)
+	}
+	if err := carryOut(d, t.layout.remove(p.Number)); err != nil {
+		return p, err
+	}
+	if err := errors.Join(d.Zero(keep, v.length), d.Sync()); err != nil {
+		return p, failed(err)
+	}
+	return p, verify(d, p, false)
+}
+
+// carryOut writes a plan.
+func carryOut(d Device, plan Plan) error {
+	for _, step := range plan {
+		for _, w := range step {
+			if _, err := d.WriteAt(w.Data, w.At); err != nil {
+				return failed(err)
+			}
+		}
+		if err := d.Sync(); err != nil {
+			return failed(err)
+		}
+	}
+	return nil
+}
+
+// verify reads the table again, in which p has to be or not to be.
+func verify(d Device, p Partition, there bool) error {
+	t, _, err := open(d)
+	if err != nil {
+		return err
+	}
+	has := slices.ContainsFunc(t.Partitions, func(q Partition) bool {
+		return q.Number == p.Number && q.Start == p.Start && q.Size == p.Size
+	})
+	if has != there {
+		return imprint.Errorf(imprint.Internal, "write", "disk", "its partition table does not read as it was written")
+	}
+	return nil
+}
+
+func failed(err error) error {
+	return imprint.Errorf(imprint.Unavailable, "write", "disk", "%w", err)
+}
+
+// content is a partition that is zeroed, to be written like a new file.
+type content struct {
+	*io.OffsetWriter
+	size int64
+}
+
+// Truncate fails unless size is the partition's.
+func (c *content) Truncate(size int64) error {
+	if size != c.size {
+		return fmt.Errorf("%d bytes for a partition of %d", size, c.size)
+	}
+	return nil
+}
