@@ -46,6 +46,7 @@ func Carriers() []Carrier {
 		{"fat", "disk without partitions: FAT16, or FAT32 from 64 MiB on; Windows does not mount it", MaxContent, readers, dialect.Volume, disk(NoTable)},
 		{"fat-mbr", "disk with one FAT partition in a master boot record", MaxContent, readers, dialect.Volume, disk(MBR)},
 		{"fat-gpt", "disk with one FAT partition in a GUID partition table", MaxContent, readers, dialect.Volume, disk(GPT)},
+		{"partition", "FAT partition added to a disk that has others, with --partition", MaxContent, readers, dialect.Volume, nil},
 		{"initrd", "cpio archive to append to an initial RAM disk", MaxContent, readers, dialect.Initrd, fixed("initrd", Initrd)},
 		{"smbios", "SMBIOS structure of OEM strings, for QEMU's -smbios file=", oemSize, readers, dialect.Firmware, fixed("smbios", SMBIOS)},
 	}
@@ -65,5 +66,15 @@ func CarrierOf(name string) (Carrier, error) {
 	return all[i], nil
 }
 
-// Write writes v. size is that of a disk, as in [FAT], and 0 for the others.
-func (c Carrier) Write(w io.Writer, v *Volume, size int64) error { return c.write(w, v, size) }
+// Added reports whether it is added to a disk that is there, by [Partition]. Others
+// are written whole, by [Carrier.Write].
+func (c Carrier) Added() bool { return c.write == nil }
+
+// Write writes v. size is that of a disk, as in [FAT], and 0 for the others. It fails
+// with kind [imprint.Invalid] for what is added.
+func (c Carrier) Write(w io.Writer, v *Volume, size int64) error {
+	if c.Added() {
+		return imprint.Errorf(imprint.Invalid, "write", "carrier "+c.Name, "it is no file of its own, but is added to a disk")
+	}
+	return c.write(w, v, size)
+}

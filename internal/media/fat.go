@@ -19,7 +19,7 @@ const (
 	fatLabel  = 11
 	// FloppySize is that of a 3.5 inch disk: emulated drives go by it.
 	FloppySize = 1440 << 10
-	// MinDisk and MaxDisk bound the size of a disk with FAT.
+	// MinDisk and MaxDisk bound the size of a disk with FAT, and of a partition.
 	MinDisk = 16 << 20
 	MaxDisk = 2 << 30
 	// fat32Size is from where on a disk has FAT32; what is smaller has FAT16.
@@ -109,14 +109,21 @@ func FAT(w io.Writer, v *Volume, table Table, size int64) error {
 			}
 		}
 	}
-	if size < MinDisk || size > MaxDisk || size%(1<<20) != 0 {
-		return imprint.Errorf(imprint.Invalid, "write", fmt.Sprintf("disk of %d bytes", size), "its size may be %d to %d MiB, and whole ones", MinDisk>>20, MaxDisk>>20)
+	if err := checkDisk("disk", size); err != nil {
+		return err
 	}
 	m, err := layDisk(v, table, size)
 	if err != nil {
 		return err
 	}
 	return m.writeTo(w)
+}
+
+func checkDisk(what string, size int64) error {
+	if size < MinDisk || size > MaxDisk || size%(1<<20) != 0 {
+		return imprint.Errorf(imprint.Invalid, "write", fmt.Sprintf("%s of %d bytes", what, size), "its size may be %d to %d MiB, and whole ones", MinDisk>>20, MaxDisk>>20)
+	}
+	return nil
 }
 
 // fatNode is a file or directory with the clusters that it has.

@@ -58,6 +58,12 @@ func TestCarriers(t *testing.T) {
 			t.Errorf("%s: %v", c.Name, err)
 		}
 		v := &media.Volume{Label: "cidata", Time: at, Files: map[string][]byte{"f": make([]byte, c.Capacity)}}
+		if c.Added() {
+			if err := c.Write(io.Discard, v, 0); imprint.KindOf(err) != imprint.Invalid {
+				t.Errorf("%s was written as a whole: %v", c.Name, err)
+			}
+			continue
+		}
 		if c.Name == "smbios" {
 			v.Files["f"] = v.Files["f"][:c.Capacity*3/4-64]
 		}

@@ -3,6 +3,8 @@ package media
 import (
 	"encoding/binary"
 	"hash/crc32"
+	"io"
+	"math"
 	"unicode/utf16"
 )
 
@@ -39,15 +41,40 @@ func layDisk(v *Volume, table Table, size int64) (*image, error) {
 	m.size = size
 	digest := v.digest()
 	if table == MBR {
-		kind := byte(0x0e) // FAT16 by block number
-		if g.bits == 32 {
-			kind = 0x0c
-		}
-		m.put(0, bootRecord(binary.LittleEndian.Uint32(digest[4:]), kind, partitionStart, uint32(length)))
+		m.put(0, bootRecord(binary.LittleEndian.Uint32(digest[4:]), PartitionType(length*fatSector), partitionStart, uint32(length)))
 		return m, nil
 	}
 	m.putGPT(uint64(size/fatSector), uint64(length), v.Label, digest)
 	return m, nil
+}
+
+// Partition writes v as the file system of a partition of size bytes, as [FAT] has
+// them, that begins start bytes from the beginning of a disk with others. It fails
+// as [FAT] does.
+func Partition(w io.Writer, v *Volume, start, size int64) error {
+	if err := CheckPartition(size); err != nil {
+		return err
+	}
+	hidden := start / fatSector
+	if hidden > math.MaxUint32 {
+		hidden = 0 // only who boots from it asks, and could not be told
+	}
+	m, err := layFAT(v, diskGeometry(size, uint32(hidden)), "a FAT partition")
+	if err != nil {
+		return err
+	}
+	return m.writeTo(w)
+}
+
+// CheckPartition fails with kind [imprint.Invalid] if a partition cannot have size bytes.
+func CheckPartition(size int64) error { return checkDisk("partition", size) }
+
+// PartitionType is the type in a master boot record of a partition of size bytes.
+func PartitionType(size int64) byte {
+	if diskGeometry(size, 0).bits == 32 {
+		return 0x0c
+	}
+	return 0x0e // FAT16 by block number
 }
 
 // bootRecord is a master boot record with one partition.
