@@ -46,7 +46,7 @@ var imports = []struct {
 	{"internal/tap", "imprint", "github.com/google/nftables github.com/vishvananda/netlink golang.org/x/sys"},
 	{"internal/dhcp", "imprint", "github.com/insomniacslk/dhcp golang.org/x/time"},
 	{"internal/media", "imprint internal/dialect", ""},
-	{"internal/disk", "imprint", ""},
+	{"internal/disk", "imprint", "golang.org/x/sys"},
 	{"internal/platform/qemu", "imprint", ""},
 
 	// The operator's side.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"syscall"
 	"unicode/utf16"
 
 	"imprint"
@@ -69,7 +70,8 @@ func open(d Device) (*Table, *reader, error) {
 // where it belongs, lets fill write the content, which is zeros otherwise, and enters
 // the partition once that is on the disk. After a failure the table is as it was, or
 // as it is to be. It fails with kind [imprint.Unavailable] if the disk does, with
-// [imprint.Internal] if it does not read as it was written, and as fill does.
+// [imprint.Exhausted] if an image's file system is full, with [imprint.Internal] if the
+// disk does not read as it was written, and as fill does.
 func (s *Slot) Add(fill func(io.Writer) error) error {
 	if err := carryOut(s.d, s.table.layout.settle()); err != nil {
 		return err
@@ -161,7 +163,11 @@ func verify(d Device, p Partition, there bool) error {
 }
 
 func failed(err error) error {
-	return imprint.Errorf(imprint.Unavailable, "write", "disk", "%w", err)
+	kind := imprint.Unavailable
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		kind = imprint.Exhausted // an image with holes
+	}
+	return imprint.Errorf(kind, "write", "disk", "%w", err)
 }
 
 // content is a partition that is zeroed, to be written like a new file.
