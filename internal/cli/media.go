@@ -22,14 +22,15 @@ import (
 // mediaOptions are the flags of "imprint media".
 type mediaOptions struct {
 	carrier, dialect, out, ttl, appendTo string
-	size                                 int64 // MiB
+	partition                            string // the disk that gets one
+	size                                 int64  // MiB
 }
 
 func (p *program) mediaCommand() *cobra.Command {
 	var o mediaOptions
 	c := group(&cobra.Command{
-		Use:   "media NAME --dialect DIALECT --out FILE",
-		Short: "Write what a machine reads at its first boot as a CD image, disk, floppy, initrd or firmware strings",
+		Use:   "media NAME --dialect DIALECT {--out FILE | --partition DISK}",
+		Short: "Write what a machine reads at its first boot as a CD image, disk, partition, floppy, initrd or firmware strings",
 		Long: `Write the instance's configuration to FILE (mode 0600), in the shape that the guest's
 software expects, on a medium that it finds. "imprint media list" says what fits what.
 
@@ -38,18 +39,32 @@ parameters never are, and what was left out is named. A dialect with a payload h
 one-time token in it, which replaces an earlier one, is bound to the first key that
 presents it, and is spent when that machine confirms.
 
-FILE must not exist, and is there only when it is whole.`,
+FILE must not exist, and is there only when it is whole.
+
+DISK is a raw disk image or a block device that has a GUID partition table or a master
+boot record, and that nobody uses. It gets one more partition, at the end of its last gap
+with room; what the others hold stays as it is. If anything interrupts that, the disk has
+its partitions as before, or the new one as well. "imprint media remove-partition" takes it
+away again.`,
 		Example: "  imprint media web-1 --dialect openstack --out web-1.iso\n" +
+			"  imprint media web-1 --dialect openstack --partition /var/lib/images/web-1.raw\n" +
 			"  imprint media web-1 --dialect nocloud --carrier fat-mbr --out web-1.img\n" +
 			"  imprint media win-1 --dialect unattend --carrier floppy --out win-1.flp\n" +
 			"  imprint media web-1 --dialect native --carrier initrd --append-to initrd.img --out web-1-initrd.img",
 	})
 	c.Args, c.ValidArgsFunction = exactArgs("an instance"), p.completeInstances
-	c.RunE = func(c *cobra.Command, args []string) error { return p.media(c.Context(), args[0], &o) }
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if o.partition != "" {
+			return p.addPartition(c.Context(), args[0], &o)
+		}
+		return p.media(c.Context(), args[0], &o)
+	}
 	f := c.Flags()
 	var carriers, dialects []string
 	for _, m := range media.Carriers() {
-		carriers = append(carriers, m.Name)
+		if !m.Added() {
+			carriers = append(carriers, m.Name)
+		}
 	}
 	for _, d := range dialect.Drives() {
 		dialects = append(dialects, d.Name)
@@ -58,14 +73,19 @@ FILE must not exist, and is there only when it is whole.`,
 	f.StringVar(&o.dialect, "dialect", "", "for whom: "+strings.Join(dialects, ", "))
 	f.StringVar(&o.out, "out", "", "the `file` to write, or - for standard output")
 	f.StringVar(&o.ttl, "ttl", "", "how long the one-time token may be used, like 36h")
-	f.Int64Var(&o.size, "size", 0, "`MiB` of a disk (default the smallest that holds it, from 16)")
+	f.StringVar(&o.partition, "partition", "", "the `disk` to add a partition to, instead of writing a file")
+	f.Int64Var(&o.size, "size", 0, "`MiB` of a disk (default the smallest that holds it, from 16) or partition (default 16)")
 	f.StringVar(&o.appendTo, "append-to", "", "an initial RAM disk, a `file` that FILE begins with; for the carrier initrd")
 	c.MarkFlagRequired("dialect")
-	c.MarkFlagRequired("out")
+	c.MarkFlagsOneRequired("out", "partition")
+	for _, whole := range []string{"out", "carrier", "append-to"} {
+		c.MarkFlagsMutuallyExclusive(whole, "partition")
+	}
 	c.MarkFlagFilename("append-to")
+	c.MarkFlagFilename("partition")
 	c.RegisterFlagCompletionFunc("carrier", cobra.FixedCompletions(carriers, cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("dialect", cobra.FixedCompletions(dialects, cobra.ShellCompDirectiveNoFileComp))
-	c.AddCommand(p.mediaListCommand(), p.mediaInspectCommand())
+	c.AddCommand(p.mediaListCommand(), p.mediaInspectCommand(), p.mediaRemovePartitionCommand())
 	return c
 }
 
@@ -74,11 +94,8 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 	if err != nil {
 		return err
 	}
-	var life imprint.Duration
-	if o.ttl != "" {
-		if life, err = imprint.ParseDuration(o.ttl); err != nil {
-			return err
-		}
+	if carrier.Added() {
+		return imprint.Errorf(imprint.Invalid, "write", o.out, "a %s is no file of its own", carrier.Name).WithHint("name the disk that gets one: --partition DISK")
 	}
 	var before []byte
 	if o.appendTo != "" {
@@ -98,15 +115,9 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 		defer f.Discard()
 		w = f
 	}
-	client := p.client()
-	defer client.Close()
-	m, err := client.Medium(ctx, ref, api.MediumRequest{Dialect: o.dialect, Carrier: o.carrier, TTL: life})
+	m, v, err := p.medium(ctx, ref, o.carrier, o)
 	if err != nil {
 		return err
-	}
-	v := &media.Volume{Label: m.Label, Time: m.Time, Files: map[string][]byte{}}
-	for path, content := range m.Files {
-		v.Files[path] = content.Reveal()
 	}
 	if before != nil {
 		w = struct{ io.Writer }{w} // not from its start
@@ -124,16 +135,47 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 		if err := f.Commit(); err != nil {
 			return fileError("write", o.out, err)
 		}
-		token := ""
-		if m.Token {
-			token = ", with a one-time token"
-		}
-		fmt.Fprintf(p.out, "%s of %s on %s written to %s%s\n", o.dialect, ref, o.carrier, o.out, token)
+		fmt.Fprintf(p.out, "%s of %s on %s written to %s%s\n", o.dialect, ref, o.carrier, o.out, withToken(m))
 	}
+	p.omitted(m)
+	return nil
+}
+
+// medium asks for what the medium holds. That makes its token, so it comes last.
+func (p *program) medium(ctx context.Context, ref, carrier string, o *mediaOptions) (*api.Medium, *media.Volume, error) {
+	request := api.MediumRequest{Dialect: o.dialect, Carrier: carrier}
+	if o.ttl != "" {
+		life, err := imprint.ParseDuration(o.ttl)
+		if err != nil {
+			return nil, nil, err
+		}
+		request.TTL = life
+	}
+	client := p.client()
+	defer client.Close()
+	m, err := client.Medium(ctx, ref, request)
+	if err != nil {
+		return nil, nil, err
+	}
+	v := &media.Volume{Label: m.Label, Time: m.Time, Files: map[string][]byte{}}
+	for path, content := range m.Files {
+		v.Files[path] = content.Reveal()
+	}
+	return m, v, nil
+}
+
+// withToken says whether there is one, behind what was done.
+func withToken(m *api.Medium) string {
+	if m.Token {
+		return ", with a one-time token"
+	}
+	return ""
+}
+
+func (p *program) omitted(m *api.Medium) {
 	if len(m.Omitted) > 0 {
 		fmt.Fprintf(p.err, "left out, because not all who can read a medium may read it: %s\n", strings.Join(m.Omitted, ", "))
 	}
-	return nil
 }
 
 // maxInitrd is how large an initial RAM disk may be that something is appended to.

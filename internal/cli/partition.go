@@ -1,0 +1,124 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"imprint"
+	"imprint/internal/dialect"
+	"imprint/internal/disk"
+	"imprint/internal/media"
+)
+
+// addPartition adds a partition to the disk that o names. Everything about the disk
+// is checked before the server is asked, so that no token is made for nobody.
+func (p *program) addPartition(ctx context.Context, ref string, o *mediaOptions) error {
+	drive, err := dialect.DriveOf(o.dialect)
+	if err != nil {
+		return err
+	}
+	if !drive.Fits(dialect.Volume) {
+		return imprint.Errorf(imprint.Invalid, "put", drive.Name+" on a partition", "nothing would look for it there").
+			WithHint("see what fits: imprint media list")
+	}
+	part := disk.Partition{Name: drive.Label, Size: media.MinDisk, ID: newGUID()}
+	if o.size != 0 {
+		part.Size = o.size << 20
+	}
+	if err := media.CheckPartition(part.Size); err != nil {
+		return err
+	}
+	part.Type = media.PartitionType(part.Size)
+	d, err := disk.Open(o.partition)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if d.Public() {
+		return imprint.Errorf(imprint.Denied, "add to", o.partition, "every user of this machine may read it, and not everybody may read what a medium holds").
+			WithHint("keep others out: chmod o= %s", o.partition)
+	}
+	slot, err := disk.Prepare(d, part)
+	if err != nil {
+		return onDisk(o.partition, err)
+	}
+	m, v, err := p.medium(ctx, ref, "partition", o)
+	if err != nil {
+		return err
+	}
+	err = slot.Add(func(w io.Writer) error { return media.Partition(w, v, slot.Start, slot.Size) })
+	if err != nil {
+		return onDisk(o.partition, err)
+	}
+	fmt.Fprintf(p.out, "%s of %s written to partition %d of %s, %d MiB from byte %d on, table %s%s\n",
+		o.dialect, ref, slot.Number, o.partition, slot.Size>>20, slot.Start, slot.Scheme, withToken(m))
+	p.omitted(m)
+	return d.Tell(slot.Partition, true)
+}
+
+// newGUID makes a UUID of version 4, as it is on a disk: the first three fields are
+// little endian.
+func newGUID() (id [16]byte) {
+	rand.Read(id[:]) // never fails
+	id[7] = id[7]&0x0f | 0x40
+	id[8] = id[8]&0x3f | 0x80
+	return id
+}
+
+func (p *program) mediaRemovePartitionCommand() *cobra.Command {
+	var label string
+	var labels []string
+	for _, d := range dialect.Drives() {
+		if d.Label != "" && !slices.Contains(labels, d.Label) {
+			labels = append(labels, d.Label)
+		}
+	}
+	c := &cobra.Command{
+		Use:   "remove-partition DISK --label LABEL",
+		Short: "Take a medium's partition away from a disk",
+		Long: `Take the partition of a medium away from DISK, a raw disk image or a block device that
+nobody uses: what it holds is overwritten with zeros, and its entry in the partition table
+cleared. It is found by its name or its file system's label. If that is interrupted, run it
+again.`,
+		Example: "  imprint media remove-partition /var/lib/images/web-1.raw --label config-2",
+		Args:    exactArgs("a disk"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if !slices.ContainsFunc(labels, func(l string) bool { return strings.EqualFold(l, label) }) {
+				return imprint.Errorf(imprint.Invalid, "remove from", args[0], "no medium is called %q: they are called %s", label, strings.Join(labels, ", "))
+			}
+			d, err := disk.Open(args[0])
+			if err != nil {
+				return err
+			}
+			defer d.Close()
+			part, err := disk.Remove(d, label)
+			if err != nil {
+				return onDisk(args[0], err)
+			}
+			fmt.Fprintf(p.out, "partition %d removed from %s, and its %d MiB zeroed\n", part.Number, args[0], part.Size>>20)
+			return d.Tell(part, false)
+		},
+	}
+	c.Flags().StringVar(&label, "label", "", "what it is called: "+strings.Join(labels, ", "))
+	c.MarkFlagRequired("label")
+	c.RegisterFlagCompletionFunc("label", cobra.FixedCompletions(labels, cobra.ShellCompDirectiveNoFileComp))
+	return c
+}
+
+// onDisk lets an error about a disk name it.
+func onDisk(path string, err error) error {
+	var e *imprint.Error
+	if !errors.As(err, &e) || e.Operand != "disk" {
+		return err
+	}
+	named := *e
+	named.Operand = path
+	return &named
+}
