@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"time"
 
 	"imprint"
@@ -73,7 +74,8 @@ func New(o Options, console *Console) *Agent {
 		random: rand.Float64, dial: (&net.Dialer{}).DialContext, hookTime: hookTime,
 		boundary: func(string) error { return nil },
 	}
-	a.sources = []source{newVirtioSource(layout), newSerialSource(layout), newVolumeSource(layout), fileSource{layout.Payload()}, linkLocalSource{layout}}
+	a.sources = slices.Concat([]source{newVirtioSource(layout), newSerialSource(layout), newVolumeSource(layout)}, firmwareSources(layout),
+		[]source{fileSource{layout.Payload()}, linkLocalSource{layout}})
 	if o.Dial != nil {
 		a.dial = o.Dial
 	}

@@ -10,8 +10,10 @@
 //  1. the virtio-serial port org.imprint.boot.0
 //  2. the second serial port: ttyS1, COM2
 //  3. a volume labelled IMPRINT, mounted or not, with a file payload.json
-//  4. the file /etc/imprint/payload.json, or only the file named by --payload
-//  5. the host at 169.254.169.254, if an interface leads there alone (Linux)
+//  4. the file opt/org.imprint/payload of QEMU's fw_cfg (Linux)
+//  5. the SMBIOS OEM string that begins with "org.imprint:payload=" (Linux)
+//  6. the file /etc/imprint/payload.json, or only the file named by --payload
+//  7. the host at 169.254.169.254, if an interface leads there alone (Linux)
 //
 // The first two and the last are live: everything else happens over the same
 // channel. The others are one-way: the agent goes on to the check-in endpoint that the payload
