@@ -15,7 +15,6 @@ import (
 	"imprint"
 	"imprint/api"
 	"imprint/internal/dialect"
-	"imprint/internal/durable"
 	"imprint/internal/media"
 )
 
@@ -106,35 +105,19 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 			return err
 		}
 	}
-	w := io.Writer(struct{ io.Writer }{p.out})
-	var f *durable.File
-	if o.out != "-" { // the file comes first, so that no token is made for nobody
-		if f, err = durable.Create(o.out, 0o600); err != nil {
-			return fileError("write", o.out, err).WithHint("name a file that does not exist yet, in a directory that you may write")
-		}
-		defer f.Discard()
-		w = f
+	out, err := p.mediumOut(carrier, o.out)
+	if err != nil {
+		return err
 	}
+	defer out.discard()
 	m, v, err := p.medium(ctx, ref, o.carrier, o)
 	if err != nil {
 		return err
 	}
-	if before != nil {
-		w = struct{ io.Writer }{w} // not from its start
-		if _, err := w.Write(append(before, make([]byte, -len(before)&511)...)); err != nil {
-			return fileError("write", o.out, err)
-		}
-	}
-	if err := carrier.Write(w, v, o.size<<20); err != nil {
-		if cause := errors.Unwrap(err); f != nil && imprint.KindOf(err) == imprint.Unavailable && cause != nil {
-			return fileError("write", o.out, cause)
-		}
+	if err := out.write(v, o.size<<20, before); err != nil {
 		return err
 	}
-	if f != nil {
-		if err := f.Commit(); err != nil {
-			return fileError("write", o.out, err)
-		}
+	if o.out != "-" {
 		fmt.Fprintf(p.out, "%s of %s on %s written to %s%s\n", o.dialect, ref, o.carrier, o.out, withToken(m))
 	}
 	p.omitted(m)

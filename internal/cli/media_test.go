@@ -21,7 +21,7 @@ func TestMediaOnAFullDisk(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
 	unshare := need.Program(t, "unshare", "util-linux")
-	m := api.Medium{Label: "cidata", Time: time.Unix(2e9, 0), Files: map[string]imprint.Secret{"user-data": imprint.NewSecret(bytes.Repeat([]byte("random"), 50000))}}
+	m := api.Medium{Label: "cidata", Time: time.Unix(2e9, 0), Files: map[string]imprint.Secret{"org.imprint/data": imprint.NewSecret(bytes.Repeat([]byte("random"), 50000))}}
 	answer, err := m.Encode()
 	if err != nil {
 		t.Fatal(err)
@@ -36,7 +36,7 @@ func TestMediaOnAFullDisk(t *testing.T) {
 	go func() { server.Serve(ln); close(served) }()
 	defer func() { server.Close(); <-served }()
 
-	for _, carrier := range []string{"iso", "fat-mbr", "floppy", "initrd"} {
+	for _, carrier := range []string{"iso", "fat-mbr", "floppy", "initrd", "fw-cfg"} {
 		script := `mount -t tmpfs -o size=100k none "$1" && cd "$1" && imprint --socket "$2" media web-1 --dialect nocloud --carrier "$3" --out medium; code=$?; ls -A; exit $code`
 		var stderr bytes.Buffer
 		cmd := exec.Command(unshare, "--mount", "sh", "-c", script, "sh", t.TempDir(), socket, carrier)

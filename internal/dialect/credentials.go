@@ -18,7 +18,7 @@ import (
 //
 // The payload becomes a file by tmpfiles.extra, which all versions from 252 on know.
 func credentialsDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) error {
-	dir := ""
+	dir := SystemdNames
 	if in.Form == Initrd {
 		dir = "run/credentials/@initrd/"
 	}
@@ -28,10 +28,14 @@ func credentialsDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) 
 	if len(spec.SSHKeys) > 0 {
 		put("ssh.authorized_keys.root", strings.Join(spec.SSHKeys, "\n")+"\n")
 	}
-	put("tmpfiles.extra", "d /etc/imprint 0700 root root -\nf~ /etc/imprint/payload.json 0600 root root - "+base64.StdEncoding.EncodeToString(in.Payload)+"\n")
+	if in.Form != Initrd { // the agent finds it by itself, and it is on no disk
+		v.put(ImprintNames+"payload", imprint.Public, string(in.Payload))
+	} else {
+		put("tmpfiles.extra", "d /etc/imprint 0700 root root -\nf~ /etc/imprint/payload.json 0600 root root - "+base64.StdEncoding.EncodeToString(in.Payload)+"\n")
+	}
 	if spec.Network != nil {
-		for _, name := range slices.Sorted(maps.Keys(spec.Network.Ethernets)) {
-			put("network.network.70-imprint-"+name, networkdFile(name, spec.Network.Ethernets[name]))
+		for i, name := range slices.Sorted(maps.Keys(spec.Network.Ethernets)) { // fw_cfg has no room for its name
+			put(fmt.Sprintf("network.network.70-imprint%d", i), networkdFile(name, spec.Network.Ethernets[name]))
 		}
 	}
 	return nil

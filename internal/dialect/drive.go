@@ -14,7 +14,15 @@ type Form string
 const (
 	Volume   Form = "volume"   // a file system that is found by its label
 	Initrd   Form = "initrd"   // unpacked into the root of an initial RAM disk
-	Firmware Form = "firmware" // strings of the firmware, which are credentials for systemd
+	Firmware Form = "firmware" // strings of the firmware
+	FWCfg    Form = "fw-cfg"   // files of QEMU's fw_cfg, whose names are short
+)
+
+// The files of the forms [Firmware] and [FWCfg] are named as QEMU's are below "opt/":
+// whose they are, and which.
+const (
+	SystemdNames = "io.systemd.credentials/" // systemd's credentials
+	ImprintNames = "org.imprint/"            // imprint-agent's
 )
 
 // Drive is a dialect as it is put on a medium: whole, before the machine starts.
@@ -54,8 +62,8 @@ func Drives() []Drive {
 		{"ec2", "the part of a config drive that is in EC2's terms", "config-2", all, false, []Form{Volume}, ec2Drive},
 		{"ganeti", "the parameters of a Ganeti operating system", "ganeti", all, false, []Form{Volume}, ganetiDrive},
 		{"unattend", "answer file for Windows Setup and sysprep", "unattend", all, false, []Form{Volume}, unattendDrive},
-		{"credentials", "systemd credentials, and the payload for imprint-agent", "", 0, true, []Form{Initrd, Firmware}, credentialsDrive},
-		{"native", "the payload for imprint-agent", "IMPRINT", 0, true, []Form{Volume, Initrd}, nativeDrive},
+		{"credentials", "systemd credentials, and the payload for imprint-agent", "", 0, true, []Form{Initrd, Firmware, FWCfg}, credentialsDrive},
+		{"native", "the payload for imprint-agent", "IMPRINT", 0, true, []Form{Volume, Initrd, Firmware, FWCfg}, nativeDrive},
 	}
 }
 
@@ -161,8 +169,11 @@ func ganetiDrive(v values, inst *imprint.Instance, facts Facts, _ DriveInput) er
 // nativeDrive puts the payload where imprint-agent looks for it.
 func nativeDrive(v values, _ *imprint.Instance, _ Facts, in DriveInput) error {
 	name := "payload.json"
-	if in.Form == Initrd {
+	switch in.Form {
+	case Initrd:
 		name = "etc/imprint/payload.json"
+	case Firmware, FWCfg:
+		name = ImprintNames + "payload"
 	}
 	v.put(name, imprint.Public, string(in.Payload))
 	return nil

@@ -26,7 +26,7 @@ func drive(t *testing.T, name string) dialect.Drive {
 func TestDrives(t *testing.T) {
 	t.Parallel()
 	for _, d := range dialect.Drives() {
-		for _, form := range []dialect.Form{dialect.Volume, dialect.Initrd, dialect.Firmware} {
+		for _, form := range []dialect.Form{dialect.Volume, dialect.Initrd, dialect.Firmware, dialect.FWCfg} {
 			if !d.Fits(form) {
 				continue
 			}

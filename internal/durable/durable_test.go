@@ -226,3 +226,51 @@ func TestClean(t *testing.T) {
 		t.Errorf("a directory that does not exist: %v", err)
 	}
 }
+
+// A directory has its name once it is whole, and never takes another's.
+func TestDirectoryAppearsWhole(t *testing.T) {
+	parent := t.TempDir()
+	path := filepath.Join(parent, "dir")
+	begun := func() *durable.Dir {
+		t.Helper()
+		d, err := durable.CreateDir(path + "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"a/b/file", "a/other", "top"} {
+			if err := d.WriteFile(name, []byte(name), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.WriteFile("top", nil, 0o600); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("a file twice: %v", err)
+		}
+		return d
+	}
+	d, late := begun(), begun()
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("before it is whole: %v", err)
+	}
+	begun().Discard()
+	if err := d.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	d.Discard()
+	if err := late.Commit(); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a second: %v", err)
+	}
+	late.Discard()
+	wantFile(t, filepath.Join(path, "a/b/file"), "a/b/file", 0o600)
+	wantFile(t, filepath.Join(path, "top"), "top", 0o600)
+	for _, dir := range []string{path, filepath.Join(path, "a/b")} {
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v", dir, info.Mode(), err)
+		}
+	}
+	if got := names(t, parent); len(got) != 1 {
+		t.Errorf("left %q", got)
+	}
+	if _, err := durable.CreateDir(path); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("where there is one: %v", err)
+	}
+}

@@ -22,6 +22,9 @@ type Carrier struct {
 	// Form is how the guest gets at the files.
 	Form  dialect.Form
 	write func(w io.Writer, v *Volume, size int64) error
+	// Files returns the files of a carrier that is a directory, as [FWCfg] does; nil
+	// for those that are one file.
+	Files func(v *Volume, dir string) (map[string][]byte, error)
 }
 
 // Carriers returns all kinds of media.
@@ -41,14 +44,15 @@ func Carriers() []Carrier {
 		}
 	}
 	return []Carrier{
-		{"iso", "CD image: ISO 9660 with Joliet and Rock Ridge", MaxContent, readers, dialect.Volume, fixed("iso", ISO)},
-		{"floppy", "floppy disk of 1.44 MB: FAT12", FloppySize - 33*fatSector, readers, dialect.Volume, fixed("floppy", Floppy)},
-		{"fat", "disk without partitions: FAT16, or FAT32 from 64 MiB on; Windows does not mount it", MaxContent, readers, dialect.Volume, disk(NoTable)},
-		{"fat-mbr", "disk with one FAT partition in a master boot record", MaxContent, readers, dialect.Volume, disk(MBR)},
-		{"fat-gpt", "disk with one FAT partition in a GUID partition table", MaxContent, readers, dialect.Volume, disk(GPT)},
-		{"partition", "FAT partition added to a disk that has others, with --partition", MaxContent, readers, dialect.Volume, nil},
-		{"initrd", "cpio archive to append to an initial RAM disk", MaxContent, readers, dialect.Initrd, fixed("initrd", Initrd)},
-		{"smbios", "SMBIOS structure of OEM strings, for QEMU's -smbios file=", oemSize, readers, dialect.Firmware, fixed("smbios", SMBIOS)},
+		{"iso", "CD image: ISO 9660 with Joliet and Rock Ridge", MaxContent, readers, dialect.Volume, fixed("iso", ISO), nil},
+		{"floppy", "floppy disk of 1.44 MB: FAT12", FloppySize - 33*fatSector, readers, dialect.Volume, fixed("floppy", Floppy), nil},
+		{"fat", "disk without partitions: FAT16, or FAT32 from 64 MiB on; Windows does not mount it", MaxContent, readers, dialect.Volume, disk(NoTable), nil},
+		{"fat-mbr", "disk with one FAT partition in a master boot record", MaxContent, readers, dialect.Volume, disk(MBR), nil},
+		{"fat-gpt", "disk with one FAT partition in a GUID partition table", MaxContent, readers, dialect.Volume, disk(GPT), nil},
+		{"partition", "FAT partition added to a disk that has others, with --partition", MaxContent, readers, dialect.Volume, nil, nil},
+		{"initrd", "cpio archive to append to an initial RAM disk", MaxContent, readers, dialect.Initrd, fixed("initrd", Initrd), nil},
+		{"smbios", "SMBIOS structure of OEM strings, for QEMU's -smbios file=", oemSize, readers, dialect.Firmware, fixed("smbios", SMBIOS), nil},
+		{"fw-cfg", "directory of files for QEMU's fw_cfg, with what attaches them to QEMU and libvirt", fwCfgSize, readers, dialect.FWCfg, nil, FWCfg},
 	}
 }
 
@@ -67,14 +71,17 @@ func CarrierOf(name string) (Carrier, error) {
 }
 
 // Added reports whether it is added to a disk that is there, by [Partition]. Others
-// are written whole, by [Carrier.Write].
-func (c Carrier) Added() bool { return c.write == nil }
+// are written whole.
+func (c Carrier) Added() bool { return c.write == nil && c.Files == nil }
 
 // Write writes v. size is that of a disk, as in [FAT], and 0 for the others. It fails
-// with kind [imprint.Invalid] for what is added.
+// with kind [imprint.Invalid] for what is added and for what is a directory.
 func (c Carrier) Write(w io.Writer, v *Volume, size int64) error {
-	if c.Added() {
+	switch {
+	case c.Added():
 		return imprint.Errorf(imprint.Invalid, "write", "carrier "+c.Name, "it is no file of its own, but is added to a disk")
+	case c.write == nil:
+		return imprint.Errorf(imprint.Invalid, "write", "carrier "+c.Name, "it is a directory and not one file")
 	}
 	return c.write(w, v, size)
 }

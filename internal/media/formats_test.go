@@ -64,8 +64,12 @@ func TestCarriers(t *testing.T) {
 			}
 			continue
 		}
+		if c.Files != nil {
+			testDirectory(t, c)
+			continue
+		}
 		if c.Name == "smbios" {
-			v.Files["f"] = v.Files["f"][:c.Capacity*3/4-64]
+			v.Files = map[string][]byte{"org.imprint/f": make([]byte, c.Capacity*3/4-64)}
 		}
 		if err := c.Write(io.Discard, v, 0); err != nil {
 			t.Errorf("%s does not hold %d bytes: %v", c.Name, c.Capacity, err)
@@ -90,13 +94,16 @@ func TestCarriers(t *testing.T) {
 
 func TestSMBIOS(t *testing.T) {
 	t.Parallel()
-	v := &media.Volume{Files: map[string][]byte{"system.hostname": []byte("web-1"), "tmpfiles.extra": []byte("d /x\n\x00"), "empty": nil}}
+	v := &media.Volume{Files: map[string][]byte{
+		"io.systemd.credentials/system.hostname": []byte("web-1"), "io.systemd.credentials/tmpfiles.extra": []byte("d /x\n\x00"),
+		"io.systemd.credentials/empty": nil, "org.imprint/payload": []byte("{}"),
+	}}
 	var b bytes.Buffer
 	if err := media.SMBIOS(&b, v); err != nil {
 		t.Fatal(err)
 	}
-	want := "\x0b\x05\x00\x0e\x03" + "io.systemd.credential.binary:empty=\x00" + "io.systemd.credential.binary:system.hostname=d2ViLTE=\x00" +
-		"io.systemd.credential.binary:tmpfiles.extra=ZCAveAoA\x00\x00"
+	want := "\x0b\x05\x00\x0e\x04" + "io.systemd.credential.binary:empty=\x00" + "io.systemd.credential.binary:system.hostname=d2ViLTE=\x00" +
+		"io.systemd.credential.binary:tmpfiles.extra=ZCAveAoA\x00org.imprint:payload=e30=\x00\x00"
 	if b.String() != want {
 		t.Errorf("wrote %q", b.String())
 	}
@@ -108,19 +115,21 @@ func TestSMBIOS(t *testing.T) {
 
 	many := map[string][]byte{}
 	for i := range 256 {
-		many[fmt.Sprint(i)] = nil
+		many[fmt.Sprint("org.imprint/", i)] = nil
 	}
 	for name, c := range map[string]struct {
 		files map[string][]byte
 		kind  imprint.Kind
 		says  string
 	}{
-		"directory":  {map[string][]byte{"a/b": nil}, imprint.Invalid, "the character '/'"},
-		"equal sign": {map[string][]byte{"a=b": nil}, imprint.Invalid, "the character '='"},
-		"no name":    {map[string][]byte{"": nil}, imprint.Invalid, "no name"},
-		"many":       {many, imprint.Exhausted, "256 strings"},
-		"none":       {nil, imprint.Exhausted, "0 strings"},
-		"large":      {map[string][]byte{"a": make([]byte, 50000)}, imprint.Exhausted, "too many"},
+		"nobody's":          {map[string][]byte{"a/b": nil}, imprint.Invalid, "neither imprint's nor a credential"},
+		"without a name":    {map[string][]byte{"org.imprint/": nil}, imprint.Invalid, "neither imprint's nor a credential"},
+		"without directory": {map[string][]byte{"payload": nil}, imprint.Invalid, "neither imprint's nor a credential"},
+		"directory":         {map[string][]byte{"org.imprint/a/b": nil}, imprint.Invalid, "the character '/'"},
+		"equal sign":        {map[string][]byte{"org.imprint/a=b": nil}, imprint.Invalid, "the character '='"},
+		"many":              {many, imprint.Exhausted, "256 strings"},
+		"none":              {nil, imprint.Exhausted, "0 strings"},
+		"large":             {map[string][]byte{"org.imprint/a": make([]byte, 50000)}, imprint.Exhausted, "too many"},
 	} {
 		var out bytes.Buffer
 		if err := media.SMBIOS(&out, &media.Volume{Files: c.files}); imprint.KindOf(err) != c.kind || err == nil || !strings.Contains(err.Error(), c.says) || out.Len() > 0 {

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/base64"
 	"io"
+	"io/fs"
 	"strings"
 
 	"imprint"
+	"imprint/internal/dialect"
 )
 
 // SMBIOS structure of type 11, OEM strings (DSP0134 section 7.12), in numbers.
@@ -20,34 +22,43 @@ const (
 	oemSize = 60 << 10
 )
 
-// credentialString is what systemd looks for in front of a credential in base64
+// ownString is what imprint-agent looks for in front of a file of its own in base64,
+// and credentialString what systemd looks for in front of a credential
 // (systemd.system-credentials(7)).
-const credentialString = "io.systemd.credential.binary:"
+const (
+	ownString        = "org.imprint:"
+	credentialString = "io.systemd.credential.binary:"
+)
 
-func firmwareRules() rules {
-	return rules{format: "a firmware string", forbidden: "/=", units: 255, bytes: 255}
+// oemPrefixes say what the strings begin with whose files are in a directory.
+func oemPrefixes() map[string]string {
+	return map[string]string{dialect.ImprintNames: ownString, dialect.SystemdNames: credentialString}
 }
 
-// SMBIOS writes v's files as systemd credentials in one structure of type 11, for
-// QEMU's "-smbios file=". Names have no directories. The label and the time play no part. It
-// fails as [ISO] does.
+// firmwareFile divides the path of a file of the firmware's into its directory, which
+// says whose it is, and its name. In format path has at most so many bytes.
+func firmwareFile(path, format string, most int) (dir, name string, err error) {
+	i := strings.IndexByte(path, '/') + 1
+	dir, name = path[:i], path[i:]
+	if _, known := oemPrefixes()[dir]; !known || !fs.ValidPath(path) {
+		return "", "", refuse(path, "it is neither imprint's nor a credential for systemd")
+	}
+	most -= len(dir)
+	return dir, name, rules{format: format, forbidden: `/="`, units: most, bytes: most}.check(path, name)
+}
+
+// SMBIOS writes v's files as OEM strings in one structure of type 11, for QEMU's
+// "-smbios file=". Their names are those of the form [dialect.Firmware]. The label
+// and the time play no part. It fails as [ISO] does.
 func SMBIOS(w io.Writer, v *Volume) error {
-	r := firmwareRules()
-	b := []byte{oemStrings, oemHeader, oemHandle & 0xff, oemHandle >> 8, 0}
-	for _, name := range sortedPaths(v.Files) {
-		if name == "" {
-			return refuse(name, "it has no name")
-		}
-		if err := r.check(name, name); err != nil {
-			return err
-		}
-		b = append(b, credentialString+name+"="+base64.StdEncoding.EncodeToString(v.Files[name])...)
-		b = append(b, 0)
+	list, err := oemStringsOf(v)
+	if err != nil {
+		return err
 	}
-	if n := len(v.Files); n == 0 || n > oemCount {
-		return imprint.Errorf(imprint.Exhausted, "write", r.format, "%d strings; there may be 1 to %d", n, oemCount)
+	b := []byte{oemStrings, oemHeader, oemHandle & 0xff, oemHandle >> 8, byte(len(list))}
+	for _, s := range list {
+		b = append(append(b, s...), 0)
 	}
-	b[4] = byte(len(v.Files))
 	b = append(b, 0)
 	if len(b) > oemSize {
 		return tooLarge("SMBIOS strings", int64(len(b)), oemSize)
@@ -56,8 +67,25 @@ func SMBIOS(w io.Writer, v *Volume) error {
 	return m.writeTo(w)
 }
 
-// smbios reads a structure of OEM strings, of which each is a credential; nil if
-// it is none.
+// oemStringsOf returns v's files as strings.
+func oemStringsOf(v *Volume) ([]string, error) {
+	const format = "a firmware string"
+	var list []string
+	for _, path := range sortedPaths(v.Files) {
+		dir, name, err := firmwareFile(path, format, 255)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, oemPrefixes()[dir]+name+"="+base64.StdEncoding.EncodeToString(v.Files[path]))
+	}
+	if n := len(list); n == 0 || n > oemCount {
+		return nil, imprint.Errorf(imprint.Exhausted, "write", format, "%d strings; there may be 1 to %d", n, oemCount)
+	}
+	return list, nil
+}
+
+// smbios reads a structure of OEM strings, of which each is one that [SMBIOS]
+// writes; nil if it is none.
 func (in *reader) smbios() (*Contents, error) {
 	if in.size < oemHeader+2 || in.size > oemSize {
 		return nil, nil
@@ -72,15 +100,28 @@ func (in *reader) smbios() (*Contents, error) {
 		return nil, nil
 	}
 	for _, s := range list {
-		rest, ok := strings.CutPrefix(s, credentialString)
-		name, value, more := strings.Cut(rest, "=")
-		data, err := base64.StdEncoding.DecodeString(value)
-		if !ok || !more || err != nil {
-			return nil, damaged("the string %.40q is no credential", s)
+		path, data, err := fromOEMString(s)
+		if err != nil {
+			return nil, err
 		}
-		if err := in.add(name, data); err != nil {
+		if err := in.add(path, data); err != nil {
 			return nil, err
 		}
 	}
-	return &Contents{Format: "smbios", Names: "credentials"}, nil
+	return &Contents{Format: "smbios", Names: "OEM strings"}, nil
+}
+
+// fromOEMString returns the file that a string is.
+func fromOEMString(s string) (path string, data []byte, err error) {
+	for dir, prefix := range oemPrefixes() {
+		rest, ok := strings.CutPrefix(s, prefix)
+		name, value, more := strings.Cut(rest, "=")
+		if !ok || !more {
+			continue
+		}
+		if data, err := base64.StdEncoding.DecodeString(value); err == nil {
+			return dir + name, data, nil
+		}
+	}
+	return "", nil, damaged("the string %.40q is neither imprint's nor a credential", s)
 }
