@@ -85,6 +85,9 @@ type Machine struct {
 	// OEMStrings is a file with an SMBIOS structure of type 11, such as the carrier
 	// smbios: only its name is on the command line. "" is none.
 	OEMStrings string
+	// ReadConfig is a file of more options, such as qemu.conf in a directory of the
+	// carrier fw-cfg. "" is none.
+	ReadConfig string
 
 	Console  Console
 	Disks    []Disk
@@ -163,6 +166,9 @@ func (m *Machine) Args() ([]string, error) {
 	}
 	if m.OEMStrings != "" {
 		a.add("-smbios", "file="+escape(m.OEMStrings))
+	}
+	if m.ReadConfig != "" {
+		a.add("-readconfig", m.ReadConfig)
 	}
 	a.console(m.Console)
 	for i, d := range m.Disks {

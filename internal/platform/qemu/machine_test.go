@@ -48,7 +48,7 @@ func TestArgs(t *testing.T) {
 		},
 		"microvm-tap": {Type: Microvm, Kernel: "vmlinuz", NICs: []NIC{{MAC: "02:12:34:56:78:9a", Tap: "tap_1.x-y"}}},
 		"commas": {
-			Kernel: "a,b/vmlinuz", Initrd: "a,b/initrd", Product: "Box, big", OEMStrings: "a,b/strings",
+			Kernel: "a,b/vmlinuz", Initrd: "a,b/initrd", Product: "Box, big", OEMStrings: "a,b/strings", ReadConfig: "a,b/qemu.conf",
 			Console:  Console{Kind: ConsoleFile, Path: "a,b/log"},
 			Disks:    []Disk{{Path: "a,b/disk"}},
 			Channels: []Channel{{imprint.VirtioSerial, "/run/a,b/virtio-serial.sock"}},

@@ -1,0 +1,99 @@
+//go:build vm
+
+package vm_test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"imprint"
+	"imprint/internal/platform/qemu"
+)
+
+// The agent enrols with what QEMU's firmware says, of which nothing is on QEMU's
+// command line, for all users of the host to read.
+func TestBirthFromFirmware(t *testing.T) {
+	needQEMU(t)
+	img := image(t, script(t, "firmware.sh"), "virtio_net", "qemu_fw_cfg")
+	s := newServer(t, "--check-in", freeAddress(t))
+	dir := t.TempDir()
+	write := func(name, carrier string) string {
+		s.create(fmt.Sprintf("name: %s\ndnsNames: [%[1]s.lab.internal]\nchannels: [est]\n", name))
+		out := filepath.Join(dir, name)
+		s.imprint(nil, "media", name, "--dialect", "native", "--carrier", carrier, "--out", out)
+		return out
+	}
+	fwCfg, strings11 := write("fw-1", "fw-cfg"), write("smbios-1", "smbios")
+	var secrets []string
+	for _, payload := range []string{
+		read(t, filepath.Join(fwCfg, "org.imprint/payload")),
+		s.imprint(nil, "media", "inspect", strings11, "--print", "org.imprint/payload"),
+	} {
+		p, err := imprint.DecodePayload([]byte(payload))
+		if err != nil || p.Token == "" {
+			t.Fatalf("no token in %q: %v", payload, err)
+		}
+		secrets = append(secrets, p.Token, base64.StdEncoding.EncodeToString([]byte(payload))[:60])
+	}
+
+	m := enrolling(s, s.create("name: other-1\n"), img)
+	m.NICs = []qemu.NIC{{Open: true}}
+	m.ReadConfig, m.OEMStrings = filepath.Join(fwCfg, "qemu.conf"), strings11
+	v := boot(t, m, 60*time.Second)
+	line := commandLineOfQEMU(t)
+	if !strings.Contains(line, m.ReadConfig) || !strings.Contains(line, strings11) {
+		t.Errorf("QEMU's command line is %q", line)
+	}
+	for _, secret := range secrets {
+		if strings.Contains(line, secret) {
+			t.Errorf("%q is on QEMU's command line", secret)
+		}
+	}
+	console := v.poweredOff()
+	for _, name := range []string{"fw-1", "smbios-1"} {
+		expectByToken(t, s.describe(name))
+	}
+	expectConsole(t, console,
+		"guest: root reads /sys/firmware/qemu_fw_cfg/by_name/opt/org.imprint/payload/raw", "guest: root reads /sys/firmware/dmi/tables/DMI",
+		"guest: by fw_cfg: machine        fw-1", "guest: by SMBIOS: machine        smbios-1")
+	if n := strings.Count(console, "guest: ended with status 0"); n != 2 {
+		t.Errorf("%d of 2 machines enrolled", n)
+	}
+	if strings.Contains(console, "nobody MAY") {
+		t.Error("an unprivileged process read a payload")
+	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// commandLineOfQEMU returns the command line of the one QEMU that this process runs.
+func commandLineOfQEMU(t *testing.T) string {
+	t.Helper()
+	processes, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range processes {
+		stat, _ := os.ReadFile(dir + "/stat")
+		_, after, _ := strings.Cut(string(stat), ") ") // behind the name: state, parent (proc_pid_stat(5))
+		fields := strings.Fields(after)
+		if line, _ := os.ReadFile(dir + "/cmdline"); len(fields) > 1 && fields[1] == fmt.Sprint(os.Getpid()) && bytes.Contains(line, []byte(qemu.Program)) {
+			return string(line)
+		}
+	}
+	t.Fatal("no QEMU runs")
+	return ""
+}
