@@ -25,6 +25,7 @@ const (
 	PlatformAdmins                     // whoever may look at the platform's configuration or consoles
 	Neighbours                         // other machines on the same network
 	KeyHolder                          // the holder of the enrolled key
+	HostProcesses                      // any process on the hypervisor, which sees the command lines of all others
 )
 
 // Within reports whether every reader in r is also in audience.
@@ -119,7 +120,7 @@ const (
 func (v Visibility) Audience() Readers {
 	switch v {
 	case Public:
-		return GuestProcesses | GuestRoot | PlatformAdmins | Neighbours | KeyHolder
+		return GuestProcesses | GuestRoot | PlatformAdmins | Neighbours | KeyHolder | HostProcesses
 	case Private:
 		return GuestRoot | KeyHolder
 	case SecretOnly:

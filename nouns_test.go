@@ -386,6 +386,7 @@ func TestTokensTravelNarrowly(t *testing.T) {
 		imprint.GuestRoot | imprint.PlatformAdmins:                          true,
 		imprint.GuestRoot | imprint.PlatformAdmins | imprint.GuestProcesses: false,
 		imprint.GuestRoot | imprint.Neighbours:                              false,
+		imprint.GuestRoot | imprint.HostProcesses:                           false,
 	} {
 		if imprint.MayHoldToken(readers) != want {
 			t.Errorf("readers %b: %v", readers, !want)

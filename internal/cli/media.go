@@ -213,7 +213,7 @@ func fitOf(d dialect.Drive, c media.Carrier) mediaFit {
 	for _, r := range []struct {
 		readers imprint.Readers
 		name    string
-	}{{imprint.GuestProcesses, "guest-processes"}, {imprint.GuestRoot, "guest-root"}, {imprint.PlatformAdmins, "platform-admins"}} {
+	}{{imprint.GuestProcesses, "guest-processes"}, {imprint.GuestRoot, "guest-root"}, {imprint.PlatformAdmins, "platform-admins"}, {imprint.HostProcesses, "host-processes"}} {
 		if readers&r.readers != 0 {
 			f.Readers = append(f.Readers, r.name)
 		}

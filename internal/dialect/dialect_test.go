@@ -18,6 +18,7 @@ func instance() *imprint.Instance {
 		ID: "6b1c2f0e-4a57-4d6e-9d0a-0f2f6f3b8a11", Generation: 3, Revision: 42,
 		Spec: imprint.Spec{
 			Name: "web-1", Tenant: imprint.DefaultTenant, Host: "hv1.example",
+			Channels: []imprint.ChannelKind{imprint.Serial2, imprint.LinkLocal},
 			DNSNames: []string{"www.example.org", "web-1.dmz.example.org"},
 			IPs:      []netip.Addr{netip.MustParseAddr("192.0.2.10")},
 			SSHKeys:  []string{"ssh-ed25519 AAAA one", "ssh-rsa BBBB two"},

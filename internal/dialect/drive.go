@@ -16,6 +16,7 @@ const (
 	Initrd   Form = "initrd"   // unpacked into the root of an initial RAM disk
 	Firmware Form = "firmware" // strings of the firmware
 	FWCfg    Form = "fw-cfg"   // files of QEMU's fw_cfg, whose names are short
+	System   Form = "system"   // what the firmware says of the system as a whole
 )
 
 // The files of the forms [Firmware] and [FWCfg] are named as QEMU's are below "opt/":
@@ -23,6 +24,12 @@ const (
 const (
 	SystemdNames = "io.systemd.credentials/" // systemd's credentials
 	ImprintNames = "org.imprint/"            // imprint-agent's
+)
+
+// The files of the form [System], named as dmidecode names them.
+const (
+	SystemUUID   = "system-uuid"
+	SystemSerial = "system-serial-number"
 )
 
 // Drive is a dialect as it is put on a medium: whole, before the machine starts.
@@ -59,6 +66,7 @@ func Drives() []Drive {
 	return []Drive{
 		{"openstack", "config drive of Nova's, for cloud-init, cloudbase-init and others", "config-2", all, false, []Form{Volume}, configDrive},
 		{"nocloud", "for cloud-init's NoCloud", "cidata", all, false, []Form{Volume}, noCloudDrive},
+		{"nocloud-net", "the line that sends cloud-init's NoCloud to the host's metadata", "", all, false, []Form{System}, noCloudSeed},
 		{"ec2", "the part of a config drive that is in EC2's terms", "config-2", all, false, []Form{Volume}, ec2Drive},
 		{"ganeti", "the parameters of a Ganeti operating system", "ganeti", all, false, []Form{Volume}, ganetiDrive},
 		{"unattend", "answer file for Windows Setup and sysprep", "unattend", all, false, []Form{Volume}, unattendDrive},
@@ -128,6 +136,25 @@ func noCloudDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) erro
 	if in.Closed { // an empty file, or the drive is not taken for one
 		v.m["user-data"] = public("")
 	}
+	return nil
+}
+
+// seedLine is what cloud-init's NoCloud reads in the serial number. Its "-net" is for
+// versions before 23.2, which otherwise look for files only.
+const seedLine = "ds=nocloud-net;s=http://169.254.169.254/nocloud/"
+
+// noCloudSeed renders where cloud-init finds what it would read from a drive.
+func noCloudSeed(v values, inst *imprint.Instance, _ Facts, _ DriveInput) error {
+	if !slices.Contains(inst.Spec.Channels, imprint.LinkLocal) {
+		var has []string
+		for _, c := range inst.Spec.Channels {
+			has = append(has, string(c))
+		}
+		return imprint.Errorf(imprint.Invalid, "render seed line for", inst.Ref(), "of its channels (%s) none serves NoCloud at 169.254.169.254", strings.Join(has, ", ")).
+			WithHint("give it the channel nic, or put the dialect nocloud on a medium")
+	}
+	v.put(SystemUUID, imprint.Public, string(inst.ID))
+	v.put(SystemSerial, imprint.Public, seedLine)
 	return nil
 }
 

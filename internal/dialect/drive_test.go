@@ -26,7 +26,7 @@ func drive(t *testing.T, name string) dialect.Drive {
 func TestDrives(t *testing.T) {
 	t.Parallel()
 	for _, d := range dialect.Drives() {
-		for _, form := range []dialect.Form{dialect.Volume, dialect.Initrd, dialect.Firmware, dialect.FWCfg} {
+		for _, form := range []dialect.Form{dialect.Volume, dialect.Initrd, dialect.Firmware, dialect.FWCfg, dialect.System} {
 			if !d.Fits(form) {
 				continue
 			}
@@ -94,6 +94,16 @@ func TestDrivesForNobodyInParticular(t *testing.T) {
 		if view, _, err := d.Render(instance(), facts, dialect.DriveInput{Payload: []byte("{}")}); err != nil || len(view.Values) > 0 {
 			t.Errorf("%s: %d files, %v", d.Name, len(view.Values), err)
 		}
+	}
+}
+
+func TestSeedLineNeedsAChannel(t *testing.T) {
+	t.Parallel()
+	inst := instance()
+	inst.Spec.Channels = []imprint.ChannelKind{imprint.Serial2, imprint.NetworkEST}
+	_, _, err := drive(t, "nocloud-net").Render(inst, facts, dialect.DriveInput{Readers: mediumReaders})
+	if imprint.KindOf(err) != imprint.Invalid || !strings.Contains(err.Error(), "of its channels (serial, est) none serves NoCloud") {
+		t.Errorf("without one: %v", err)
 	}
 }
 

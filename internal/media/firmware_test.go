@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/xml"
 	"fmt"
+	"io"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -12,6 +14,7 @@ import (
 
 	"imprint"
 	"imprint/internal/media"
+	"imprint/test/need"
 )
 
 // testDirectory fails unless a carrier that is a directory holds as much as it says,
@@ -44,14 +47,18 @@ func TestFWCfg(t *testing.T) {
 		t.Fatal(err)
 	}
 	conf := string(files["qemu.conf"])
-	var info struct {
-		Type    string `xml:"type,attr"`
-		Entries []struct {
-			Name string `xml:"name,attr"`
-			File string `xml:"file,attr"`
-		} `xml:"entry"`
+	var domain struct {
+		Info struct {
+			Type    string `xml:"type,attr"`
+			Entries []struct {
+				Name string `xml:"name,attr"`
+				File string `xml:"file,attr"`
+			} `xml:"entry"`
+		} `xml:"sysinfo"`
 	}
-	if err := xml.Unmarshal(files["libvirt.xml"], &info); err != nil || info.Type != "fwcfg" || len(info.Entries) != len(v.Files) {
+	err = xml.Unmarshal(files["libvirt.xml"], &domain)
+	info := domain.Info
+	if err != nil || info.Type != "fwcfg" || len(info.Entries) != len(v.Files) {
 		t.Errorf("libvirt's element is %+v, %v", info, err)
 	}
 	for i, e := range info.Entries {
@@ -91,6 +98,93 @@ func TestFWCfg(t *testing.T) {
 		files, err := media.FWCfg(&media.Volume{Files: c.files}, c.dir)
 		if imprint.KindOf(err) != c.kind || err == nil || !strings.Contains(err.Error(), c.says) || files != nil {
 			t.Errorf("%s: %v, and %q", name, err, slices.Collect(maps.Keys(files)))
+		}
+	}
+}
+
+const systemID = "6b1c2f0e-4a57-4d6e-9d0a-0f2f6f3b8a11"
+
+func TestSystem(t *testing.T) {
+	t.Parallel()
+	v := &media.Volume{Files: map[string][]byte{"system-uuid": []byte(systemID), "system-serial-number": []byte("ds=nocloud-net;s=http://a/")}}
+	var b bytes.Buffer
+	if err := media.System(&b, v); err != nil {
+		t.Fatal(err)
+	}
+	c, err := media.Inspect(bytes.NewReader(b.Bytes()), int64(b.Len()))
+	if err != nil || c.Format != "smbios" || c.Names != "system information" {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	same(t, "Inspect", c.Files, v.Files)
+	for name, c := range map[string]struct {
+		uuid, serial, more string
+		kind               imprint.Kind
+		says               string
+	}{
+		"no UUID":        {"6b1c", "s", "", imprint.Invalid, "it is no UUID"},
+		"no serial":      {systemID, "", "", imprint.Invalid, "only characters of ASCII"},
+		"NUL":            {systemID, "a\x00b", "", imprint.Invalid, "only characters of ASCII"},
+		"not of ASCII":   {systemID, "ü", "", imprint.Invalid, "only characters of ASCII"},
+		"too long":       {systemID, strings.Repeat("s", 220), "", imprint.Exhausted, "1 too many"},
+		"something else": {systemID, "s", "system-family", imprint.Invalid, "there are system-uuid and"},
+	} {
+		v := &media.Volume{Files: map[string][]byte{"system-uuid": []byte(c.uuid), "system-serial-number": []byte(c.serial)}}
+		if c.more != "" {
+			v.Files[c.more] = nil
+		}
+		for _, write := range []func(io.Writer, *media.Volume) error{media.System, media.LibvirtSystem} {
+			var out bytes.Buffer
+			if err := write(&out, v); imprint.KindOf(err) != c.kind || err == nil || !strings.Contains(err.Error(), c.says) || out.Len() > 0 {
+				t.Errorf("%s: %v, and %d bytes", name, err, out.Len())
+			}
+		}
+	}
+}
+
+// libvirt itself makes of the elements what QEMU is to be told, whatever is in a
+// value: files by their names, and no more of them.
+func TestLibvirtUnderstands(t *testing.T) {
+	t.Parallel()
+	virsh := need.Program(t, "virsh", "libvirt-clients")
+	need.Program(t, "libvirtd", "libvirt-daemon-system libvirt-daemon-driver-qemu")
+	need.Program(t, "qemu-system-x86_64", "qemu-system-x86")
+	need.Root(t)
+	dir := filepath.Join(t.TempDir(), "a b")
+	files, err := media.FWCfg(&media.Volume{Files: map[string][]byte{"org.imprint/payload": []byte("canary")}}, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "org.imprint"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "org.imprint/payload"), files["org.imprint/payload"], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var oem, system bytes.Buffer
+	if err := media.LibvirtOEM(&oem, &media.Volume{Files: map[string][]byte{"org.imprint/payload": []byte("x,y"), "io.systemd.credentials/a": nil}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := media.LibvirtSystem(&system, &media.Volume{Files: map[string][]byte{"system-uuid": []byte(systemID), "system-serial-number": []byte("<&>,s=")}}); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ part, want string }{
+		"fw_cfg":      {string(files["libvirt.xml"]), "-fw_cfg 'name=opt/org.imprint/payload,file=" + dir + "/org.imprint/payload'"},
+		"OEM strings": {oem.String(), "-smbios type=11,value=io.systemd.credential.binary:a=,value=org.imprint:payload=eCx5"},
+		"system":      {system.String(), "-smbios 'type=1,serial=<&>,,s='"},
+	} {
+		// What is whole is put together of the part and the rest of a domain.
+		whole := strings.Replace(c.part, "<domain>", "<domain type='qemu'><name>web-1</name><memory>65536</memory>", 1)
+		if !strings.Contains(whole, "<os>") {
+			whole = strings.Replace(whole, "</domain>", "<os></os></domain>", 1)
+		}
+		whole = strings.Replace(whole, "<os>", "<os><type arch='x86_64' machine='q35'>hvm</type>", 1)
+		path := filepath.Join(t.TempDir(), "domain.xml")
+		if err := os.WriteFile(path, []byte(whole), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out := run(t, virsh, "-c", "qemu:///embed?root="+t.TempDir(), "domxml-to-native", "qemu-argv", "--xml", path)
+		if !strings.Contains(out, c.want) || strings.Contains(out, "canary") {
+			t.Errorf("%s: no %q in %s", name, c.want, out)
 		}
 	}
 }

@@ -39,7 +39,7 @@ func FWCfg(v *Volume, dir string) (map[string][]byte, error) {
 	}
 	files, size := map[string][]byte{}, int64(0)
 	var conf strings.Builder
-	var info sysinfo
+	info := sysinfo{Type: "fwcfg"}
 	for i, path := range sortedPaths(v.Files) {
 		if _, _, err := firmwareFile(path, "fw_cfg", fwCfgName-len("opt/")); err != nil {
 			return nil, err
@@ -53,7 +53,7 @@ func FWCfg(v *Volume, dir string) (map[string][]byte, error) {
 	if size > fwCfgSize {
 		return nil, tooLarge("fw_cfg", size, fwCfgSize)
 	}
-	files[qemuConfig], files[libvirtXML] = []byte(conf.String()), info.xml("fwcfg")
+	files[qemuConfig], files[libvirtXML] = []byte(conf.String()), xmlOf(domain{Info: info})
 	return files, nil
 }
 

@@ -24,7 +24,8 @@ type Contents struct {
 	// it: Joliet's on ISO 9660, the boot sector's on FAT.
 	Label, Second string
 	// Names says whose names the files have: "Rock Ridge", "Joliet", "FAT long
-	// names", "cpio", "OEM strings", or "ISO 9660" where only its short ones are there.
+	// names", "cpio", "OEM strings",
+	// "system information", or "ISO 9660" where only its short ones are there.
 	Names string
 	// Files are the contents by path.
 	Files map[string][]byte

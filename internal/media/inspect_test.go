@@ -89,6 +89,7 @@ func FuzzInspect(f *testing.F) {
 		}
 		f.Add(b.Bytes())
 	}
+	f.Add([]byte("\x01\x1b\x00\x01\x01\x00\x00\x02" + strings.Repeat("u", 16) + "\x06\x00\x00QEMU\x00serial\x00\x00"))
 	f.Add([]byte("\x0b\x05\x00\x0e\x01io.systemd.credential.binary:a=YQ==\x00\x00"))
 	var b bytes.Buffer
 	if err := media.Floppy(&b, v); err != nil {

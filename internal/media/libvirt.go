@@ -2,28 +2,67 @@ package media
 
 import (
 	"encoding/xml"
+	"io"
+
+	"imprint"
+	"imprint/internal/dialect"
 )
 
-// sysinfo is the element of a domain of libvirt's that holds what its firmware says
-// (formatdomain, "SMBIOS System Information").
-type sysinfo struct {
-	XMLName xml.Name       `xml:"sysinfo"`
-	Type    string         `xml:"type,attr"`
-	Entries []sysinfoEntry `xml:"entry"`
-}
+// The parts of a domain of libvirt's that say what its firmware says (formatdomain,
+// "SMBIOS System Information").
+type (
+	domain struct {
+		XMLName xml.Name    `xml:"domain"`
+		SMBIOS  *smbiosMode `xml:"os>smbios"`
+		Info    sysinfo     `xml:"sysinfo"`
+	}
+	smbiosMode struct {
+		Mode string `xml:"mode,attr"`
+	}
+	sysinfo struct {
+		Type    string         `xml:"type,attr"`
+		Entries []sysinfoEntry `xml:"entry"`
+		System  []sysinfoEntry `xml:"system>entry"`
+		OEM     []string       `xml:"oemStrings>entry"`
+	}
+	sysinfoEntry struct {
+		Name  string `xml:"name,attr"`
+		File  string `xml:"file,attr,omitempty"`
+		Value string `xml:",chardata"`
+	}
+)
 
-type sysinfoEntry struct {
-	Name  string `xml:"name,attr,omitempty"`
-	File  string `xml:"file,attr,omitempty"`
-	Value string `xml:",chardata"`
-}
-
-// xml returns the element of a type.
-func (s sysinfo) xml(kind string) []byte {
-	s.Type = kind
-	b, err := xml.MarshalIndent(s, "", "  ")
+func xmlOf(d domain) []byte {
+	b, err := xml.MarshalIndent(d, "", "  ")
 	if err != nil { // these types always encode
 		return nil
 	}
 	return append(b, '\n')
+}
+
+// LibvirtOEM writes v's files as the OEM strings of a domain, of which [SMBIOS] makes
+// a structure. libvirt puts them on QEMU's command line. It fails as that does.
+func LibvirtOEM(w io.Writer, v *Volume) error {
+	list, err := oemStringsOf(v)
+	if err != nil {
+		return err
+	}
+	return writeDomain(w, sysinfo{OEM: list})
+}
+
+// LibvirtSystem writes the serial number in v as that of a domain, whose UUID is
+// libvirt's own. It fails as [System] does.
+func LibvirtSystem(w io.Writer, v *Volume) error {
+	if _, err := systemOf(v); err != nil {
+		return err
+	}
+	return writeDomain(w, sysinfo{System: []sysinfoEntry{{Name: "serial", Value: string(v.Files[dialect.SystemSerial])}}})
+}
+
+func writeDomain(w io.Writer, info sysinfo) error {
+	info.Type = "smbios"
+	if _, err := w.Write(xmlOf(domain{SMBIOS: &smbiosMode{"sysinfo"}, Info: info})); err != nil {
+		return imprint.Errorf(imprint.Unavailable, "write", "medium", "%w", err)
+	}
+	return nil
 }

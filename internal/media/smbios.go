@@ -84,8 +84,8 @@ func oemStringsOf(v *Volume) ([]string, error) {
 	return list, nil
 }
 
-// smbios reads a structure of OEM strings, of which each is one that [SMBIOS]
-// writes; nil if it is none.
+// smbios reads one structure of those that [SMBIOS] and [System] write; nil if it is
+// none.
 func (in *reader) smbios() (*Contents, error) {
 	if in.size < oemHeader+2 || in.size > oemSize {
 		return nil, nil
@@ -94,9 +94,16 @@ func (in *reader) smbios() (*Contents, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, whole := bytes.CutSuffix(b[oemHeader:], []byte{0, 0})
+	header := int(b[1])
+	if header < oemHeader || header > len(b) {
+		return nil, nil
+	}
+	text, whole := bytes.CutSuffix(b[header:], []byte{0, 0})
 	list := strings.Split(string(text), "\x00")
-	if b[0] != oemStrings || b[1] != oemHeader || !whole || len(list) != int(b[4]) {
+	switch {
+	case whole && b[0] == systemInfo && header == systemHeader:
+		return in.system(b, list)
+	case !whole || b[0] != oemStrings || header != oemHeader || len(list) != int(b[4]):
 		return nil, nil
 	}
 	for _, s := range list {

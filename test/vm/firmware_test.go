@@ -42,7 +42,14 @@ func TestBirthFromFirmware(t *testing.T) {
 		secrets = append(secrets, p.Token, base64.StdEncoding.EncodeToString([]byte(payload))[:60])
 	}
 
-	m := enrolling(s, s.create("name: other-1\n"), img)
+	id := s.create("name: stock-1\nchannels: [nic]\n")
+	m := enrolling(s, id, img)
+	m.System = filepath.Join(dir, "system")
+	s.imprint(nil, "media", "stock-1", "--dialect", "nocloud-net", "--carrier", "smbios-system", "--out", m.System)
+	var stock qemu.Machine
+	if err := stock.LookLike(qemu.NoCloud); err != nil {
+		t.Fatal(err)
+	}
 	m.NICs = []qemu.NIC{{Open: true}}
 	m.ReadConfig, m.OEMStrings = filepath.Join(fwCfg, "qemu.conf"), strings11
 	v := boot(t, m, 60*time.Second)
@@ -62,6 +69,8 @@ func TestBirthFromFirmware(t *testing.T) {
 	expectConsole(t, console,
 		"guest: root reads /sys/firmware/qemu_fw_cfg/by_name/opt/org.imprint/payload/raw", "guest: root reads /sys/firmware/dmi/tables/DMI",
 		"guest: by fw_cfg: machine        fw-1", "guest: by SMBIOS: machine        smbios-1")
+	// As where QEMU itself is told what cloud-init looks for.
+	expectConsole(t, console, "guest: serial "+stock.Serial+"\n", "guest: uuid "+string(id)+"\n", "guest: vendor QEMU\n")
 	if n := strings.Count(console, "guest: ended with status 0"); n != 2 {
 		t.Errorf("%d of 2 machines enrolled", n)
 	}

@@ -85,6 +85,9 @@ type Machine struct {
 	// OEMStrings is a file with an SMBIOS structure of type 11, such as the carrier
 	// smbios: only its name is on the command line. "" is none.
 	OEMStrings string
+	// System is a file with an SMBIOS structure of type 1, such as the carrier
+	// smbios-system, in the place of Product, Serial, UUID and Instance. "" is none.
+	System string
 	// ReadConfig is a file of more options, such as qemu.conf in a directory of the
 	// carrier fw-cfg. "" is none.
 	ReadConfig string
@@ -164,8 +167,10 @@ func (m *Machine) Args() ([]string, error) {
 	if s := m.smbios(); s != "" {
 		a.add("-smbios", s)
 	}
-	if m.OEMStrings != "" {
-		a.add("-smbios", "file="+escape(m.OEMStrings))
+	for _, structure := range []string{m.System, m.OEMStrings} {
+		if structure != "" {
+			a.add("-smbios", "file="+escape(structure))
+		}
 	}
 	if m.ReadConfig != "" {
 		a.add("-readconfig", m.ReadConfig)
@@ -252,8 +257,8 @@ func (m *Machine) smbios() string {
 	if m.Serial != "" {
 		s += ",serial=" + escape(m.Serial)
 	}
-	if m.Type == Microvm || s == "type=1" {
-		return ""
+	if m.Type == Microvm || m.System != "" || s == "type=1" {
+		return "" // QEMU takes either a file or fields
 	}
 	return s
 }
@@ -280,9 +285,12 @@ func (m *Machine) check() error {
 		return invalid("UUID", "%q is none", m.UUID)
 	case len(m.Product) > maxSMBIOS || len(m.Serial) > maxSMBIOS:
 		return invalid("SMBIOS", "a string of more than %d bytes", maxSMBIOS)
-	case m.Type == Microvm && m.Product+m.Serial+m.UUID+m.OEMStrings != "":
+	case m.Type == Microvm && m.Product+m.Serial+m.UUID+m.System+m.OEMStrings != "":
 		return imprint.Errorf(imprint.Invalid, "describe", "product", "a microvm has no SMBIOS").
 			WithHint("use machine type q35 or pc")
+	case m.System != "" && m.Product+m.Serial+m.UUID != "":
+		return imprint.Errorf(imprint.Invalid, "describe", "SMBIOS", "the file %s says already what the system is", m.System).
+			WithHint("leave product, serial number and UUID out, or the file")
 	case m.Console.Kind == ConsoleFile && m.Console.Path == "":
 		return invalid("console", "no file is given")
 	case !slices.Contains([]ConsoleKind{ConsoleNone, ConsoleStdio, ConsoleFile, ConsolePTY}, m.Console.Kind):

@@ -46,6 +46,7 @@ func TestArgs(t *testing.T) {
 			Kernel: "vmlinuz", Append: "console=ttyS0", Instance: testID, Product: "OpenStack Nova",
 			NICs: []NIC{{MAC: "02:12:34:56:78:9a", Tap: "imp0123456789ab"}, {MAC: "52:54:00:12:34:56"}},
 		},
+		"q35-system":  {Kernel: "vmlinuz", Instance: testID, System: "a,b/system"},
 		"microvm-tap": {Type: Microvm, Kernel: "vmlinuz", NICs: []NIC{{MAC: "02:12:34:56:78:9a", Tap: "tap_1.x-y"}}},
 		"commas": {
 			Kernel: "a,b/vmlinuz", Initrd: "a,b/initrd", Product: "Box, big", OEMStrings: "a,b/strings", ReadConfig: "a,b/qemu.conf",
@@ -118,6 +119,7 @@ func TestImpossibleMachines(t *testing.T) {
 		"memory":              {Kernel: "k", MemoryMiB: 1},
 		"instance":            {Kernel: "k", Instance: "web-1,product=x"},
 		"product":             {Kernel: "k", Type: Microvm, Product: "SmartDC HVM"},
+		"system":              {Kernel: "k", System: "file", Serial: "x"},
 		"UUID":                {Kernel: "k", UUID: "ec2,serial=x"},
 		"SMBIOS":              {Kernel: "k", Serial: strings.Repeat("x", maxSMBIOS+1)},
 		"console":             {Kernel: "k", Console: Console{Kind: ConsoleFile}},

@@ -8,6 +8,9 @@ for file in /sys/firmware/qemu_fw_cfg/by_name/opt/org.imprint/payload/raw /sys/f
 	su nobody -s /bin/sh -c "cat $file" >/dev/null 2>&1 && echo "guest: nobody MAY read $file"
 	[ -r "$file" ] && echo "guest: root reads $file"
 done
+echo "guest: serial $(cat /sys/class/dmi/id/product_serial)"
+echo "guest: uuid $(cat /sys/class/dmi/id/product_uuid)"
+echo "guest: vendor $(cat /sys/class/dmi/id/sys_vendor)"
 for source in fw_cfg SMBIOS; do
 	imprint-agent run --once --wait 10s
 	echo "guest: ended with status $?"
