@@ -10,13 +10,16 @@ import (
 	"imprint"
 )
 
-// credentialsDrive renders system credentials (system-credentials(7)): strings of the
-// firmware, or files where systemd takes them over from an initial RAM disk, which
-// it does from version 254 on. What one
-// version does not know it leaves alone: system.hostname came with 254, the files
-// of systemd-networkd with 256.
+// credentialsDrive renders system credentials (systemd.system-credentials(7)) for the
+// firmware, or as files where systemd takes them over from an initial RAM disk, which
+// it does from version 254 on. What one version does not know it leaves alone:
 //
-// The payload becomes a file by tmpfiles.extra, which all versions from 252 on know.
+//	252  sysctl.extra, which sets the name whatever the image calls itself; root's SSH
+//	     keys; tmpfiles.extra, which makes a file of the payload in an initial RAM disk
+//	254  system.hostname, for an image without a name
+//	256  the files of systemd-networkd; the unit that runs the agent
+//
+// A manifest has no users but root's SSH keys, and no passwords.
 func credentialsDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) error {
 	dir := SystemdNames
 	if in.Form == Initrd {
@@ -24,22 +27,64 @@ func credentialsDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) 
 	}
 	put := func(name, data string) { v.put(dir+name, imprint.Public, data) }
 	spec := &inst.Spec
-	put("system.hostname", fqdn(spec))
+	put("system.hostname", kernelName(spec))
+	put("sysctl.extra", "kernel.hostname="+kernelName(spec)+"\n")
 	if len(spec.SSHKeys) > 0 {
 		put("ssh.authorized_keys.root", strings.Join(spec.SSHKeys, "\n")+"\n")
 	}
-	if in.Form != Initrd { // the agent finds it by itself, and it is on no disk
-		v.put(ImprintNames+"payload", imprint.Public, string(in.Payload))
-	} else {
+	if in.Form == Initrd {
 		put("tmpfiles.extra", "d /etc/imprint 0700 root root -\nf~ /etc/imprint/payload.json 0600 root root - "+base64.StdEncoding.EncodeToString(in.Payload)+"\n")
+	} else { // the agent finds it by itself, and it is on no disk
+		v.put(ImprintNames+"payload", imprint.Public, string(in.Payload))
+	}
+	if in.Form != FWCfg { // which has no room for these names
+		put("systemd.extra-unit."+agentUnit, agentUnitFile)
+		put("systemd.unit-dropin.multi-user.target", "[Unit]\nWants=imprint-agent.service "+agentUnit+"\n")
 	}
 	if spec.Network != nil {
-		for i, name := range slices.Sorted(maps.Keys(spec.Network.Ethernets)) { // fw_cfg has no room for its name
+		for i, name := range slices.Sorted(maps.Keys(spec.Network.Ethernets)) { // nor for interfaces' names
 			put(fmt.Sprintf("network.network.70-imprint%d", i), networkdFile(name, spec.Network.Ethernets[name]))
 		}
 	}
 	return nil
 }
+
+// maxKernelName is how long Linux lets a machine's name be (__NEW_UTS_LEN).
+const maxKernelName = 64
+
+// kernelName is the name that the kernel gets: with its domain, if there is room.
+func kernelName(spec *imprint.Spec) string {
+	if name := fqdn(spec); len(name) <= maxKernelName {
+		return name
+	}
+	return string(spec.Name)
+}
+
+// agentUnit runs the agent in an image that has it without the unit of its package,
+// which is run as well if it is there. It has another name, for it would take
+// that one's place.
+const (
+	agentUnit     = "imprint-enrol.service"
+	agentUnitFile = `[Unit]
+Description=Machine identity from imprint
+ConditionFileIsExecutable=/usr/sbin/imprint-agent
+ConditionPathExists=!/usr/lib/systemd/system/imprint-agent.service
+ConditionPathExists=!/etc/systemd/system/imprint-agent.service
+
+[Service]
+Type=notify
+ExecStart=/usr/sbin/imprint-agent run --console
+TimeoutStartSec=infinity
+Restart=on-failure
+RestartSec=30s
+RestartPreventExitStatus=2
+RuntimeDirectory=imprint
+RuntimeDirectoryMode=0700
+RuntimeDirectoryPreserve=yes
+LimitCORE=0
+UMask=0077
+`
+)
 
 // networkdFile is a file of systemd.network(5). Its values were checked when the
 // spec was, and none has a line break.

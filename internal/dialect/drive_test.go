@@ -97,6 +97,27 @@ func TestDrivesForNobodyInParticular(t *testing.T) {
 	}
 }
 
+// A name that the kernel would cut off, or refuse, goes without its domain.
+func TestCredentialsNameTheMachine(t *testing.T) {
+	t.Parallel()
+	for domain, want := range map[string]string{
+		strings.Repeat("d", 50) + ".example": "web-1." + strings.Repeat("d", 50) + ".example", // 64 bytes
+		strings.Repeat("d", 51) + ".example": "web-1",
+	} {
+		inst := instance()
+		inst.Spec.DNSNames = []string{"web-1." + domain}
+		view, _, err := drive(t, "credentials").Render(inst, facts, dialect.DriveInput{Readers: mediumReaders, Form: dialect.Firmware})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range map[string]string{"system.hostname": want, "sysctl.extra": "kernel.hostname=" + want + "\n"} {
+			if got := string(view.Values["io.systemd.credentials/"+name].Data); got != text {
+				t.Errorf("%s is %q, want %q", name, got, text)
+			}
+		}
+	}
+}
+
 func TestSeedLineNeedsAChannel(t *testing.T) {
 	t.Parallel()
 	inst := instance()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"imprint"
+	"imprint/demo/guest"
 	"imprint/internal/platform/qemu"
 )
 
@@ -76,6 +77,44 @@ func TestBirthFromFirmware(t *testing.T) {
 	}
 	if strings.Contains(console, "nobody MAY") {
 		t.Error("an unprivileged process read a payload")
+	}
+}
+
+// A stock Debian, with neither agent nor cloud-init, takes its name and its operator's
+// keys from the firmware.
+func TestStockSystemdCredentials(t *testing.T) {
+	needQEMU(t)
+	kernel, err := guest.FetchKernel(t.Context(), cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk, initrd := debianImage(t, kernel), switchRoot(t)
+	look := filepath.Join(t.TempDir(), "look") // a shell reads it from a disk like any file
+	if err := os.WriteFile(look, append(script(t, "systemd/credentials.sh"), bytes.Repeat([]byte("\n"), 4096)...)[:4096], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(t, "--check-in", freeAddress(t))
+	const key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs operator@lab.internal"
+	for _, carrier := range []string{"smbios", "fw-cfg"} {
+		t.Run(carrier, func(t *testing.T) {
+			id := s.create(fmt.Sprintf("name: bare-%s\ndnsNames: [bare-%[1]s.lab.internal]\nsshKeys: [%q]\n", carrier, key))
+			m := qemu.Machine{
+				CPUs: 2, MemoryMiB: 768, Kernel: initrd.Kernel, Initrd: initrd.Initrd, Instance: id,
+				Append: quietDisk + ` cloud-init=disabled systemd.run="/bin/sh /dev/vdb"`,
+				Disks:  []qemu.Disk{{Path: disk}, {Path: look}},
+			}
+			out := filepath.Join(t.TempDir(), "medium")
+			s.imprint(nil, "media", "bare-"+carrier, "--dialect", "credentials", "--carrier", carrier, "--out", out)
+			if m.OEMStrings = out; carrier == "fw-cfg" {
+				m.OEMStrings, m.ReadConfig = "", filepath.Join(out, "qemu.conf")
+			}
+			console := boot(t, m, stockLimit).poweredOff()
+			expectConsole(t, console, "guest: name bare-"+carrier+".lab.internal\n", "guest: key "+key+"\n",
+				"guest: -r-------- root system.hostname\n", "guest: nothing of imprint's on the disk\n")
+			if strings.Contains(console, "nobody MAY") {
+				t.Error("an unprivileged process reads a credential")
+			}
+		})
 	}
 }
 
