@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"syscall"
 	"time"
 	"unicode"
 
@@ -58,8 +60,8 @@ func describeWaiting(w api.Waiting) string {
 	return fmt.Sprintf("%d messages, %d bytes", w.Messages, w.Bytes)
 }
 
-// pipeFullPause is how long a writer waits before it tries a full pipe again.
-const pipeFullPause = 200 * time.Millisecond
+// pipePause is how long a writer waits before it tries again.
+const pipePause = 200 * time.Millisecond
 
 func (p *program) pipeWriteCommand() *cobra.Command {
 	var wait time.Duration
@@ -99,20 +101,26 @@ written before an error stays written, and the error says how much that is.`,
 			}
 		},
 	}
-	c.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait while the pipe is full")
+	c.Flags().DurationVar(&wait, "wait", time.Minute, "how long to try while the pipe is full or the connection ends")
 	return c
 }
 
-// writeMessage writes one message, again and again while the pipe is full.
+// writeMessage writes one message, again and again while the pipe is full, and once
+// an attempt may have come through of which the answer is lost.
 func writeMessage(ctx context.Context, client *api.Client, ref, pipe string, message []byte, wait time.Duration) error {
-	id := rand.Text() // the same for each attempt: a lost reply doubles nothing
+	id := rand.Text() // the same for each attempt: a lost answer doubles nothing
+	lost := false
 	for end := time.Now().Add(wait); ; {
 		err := client.WritePipe(ctx, ref, pipe, id, message)
-		if imprint.KindOf(err) != imprint.Exhausted || !time.Now().Add(pipeFullPause).Before(end) {
+		cut := errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+		gone := errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+		lost = lost || cut
+		again := imprint.KindOf(err) == imprint.Exhausted || cut || lost && gone
+		if !again || !time.Now().Add(pipePause).Before(end) {
 			return err
 		}
 		select {
-		case <-time.After(pipeFullPause):
+		case <-time.After(pipePause):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
