@@ -251,7 +251,7 @@ func (f *fatVolume) entries(d *fatNode, root bool) int {
 	for _, k := range d.kids {
 		n++
 		if k.long {
-			n += (len(utf16.Encode([]rune(k.name))) + 12) / 13
+			n += (units(k.name) + 12) / 13
 		}
 	}
 	return n

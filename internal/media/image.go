@@ -49,12 +49,7 @@ func (m *image) write(w io.Writer) error {
 		if err := f.Truncate(m.size); err != nil {
 			return err
 		}
-		for _, p := range m.pieces {
-			if _, err := f.WriteAt(p.data, p.at); err != nil {
-				return err
-			}
-		}
-		return nil
+		return m.writeRuns(f)
 	}
 	out := bufio.NewWriterSize(w, 64<<10)
 	var zeros [4096]byte
@@ -81,4 +76,36 @@ func (m *image) write(w io.Writer) error {
 		return err
 	}
 	return out.Flush()
+}
+
+// What is at most maxGap bytes apart goes into one call, of at most maxRun bytes
+// unless a piece alone has more: a medium has many small pieces.
+const (
+	maxGap = 4 << 10
+	maxRun = 64 << 10
+)
+
+// writeRuns writes the pieces, which are in order, and leaves out what is between
+// those that are far apart.
+func (m *image) writeRuns(w io.WriterAt) error {
+	run := make([]byte, 0, min(m.size, maxRun))
+	start := int64(0)
+	flush := func() error {
+		_, err := w.WriteAt(run, start)
+		run = run[:0]
+		return err
+	}
+	for _, p := range m.pieces {
+		gap := p.at - start - int64(len(run))
+		if len(run) > 0 && (gap > maxGap || int64(len(run))+gap+int64(len(p.data)) > maxRun) {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		if len(run) == 0 {
+			start, gap = p.at, 0
+		}
+		run = append(append(run, make([]byte, gap)...), p.data...)
+	}
+	return flush()
 }

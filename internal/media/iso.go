@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode/utf16"
 )
 
 // ISO 9660 in numbers.
@@ -134,12 +133,15 @@ func newISOTree(root *node, joliet bool, at time.Time) *isoTree {
 		t.dirs = append(t.dirs, d)
 		d.number = len(t.dirs)
 		used := map[string]bool{}
-		for _, n := range d.node.kids {
-			id := ucs2(n.name)
-			if !joliet {
-				id = isoName(n, used)
+		nodes := make([]isoNode, len(d.node.kids))
+		d.kids = make([]*isoNode, len(nodes))
+		for i, n := range d.node.kids {
+			nodes[i] = isoNode{node: n, parent: d}
+			if d.kids[i] = &nodes[i]; joliet {
+				nodes[i].id = ucs2(n.name)
+			} else {
+				nodes[i].id = isoName(n, used)
 			}
-			d.kids = append(d.kids, &isoNode{node: n, id: id, parent: d})
 		}
 		slices.SortFunc(d.kids, func(a, b *isoNode) int { return bytes.Compare(a.id, b.id) })
 		for _, n := range d.kids {
@@ -153,9 +155,9 @@ func newISOTree(root *node, joliet bool, at time.Time) *isoTree {
 
 // ucs2 is a name in Joliet: without a version, as genisoimage has it.
 func ucs2(s string) []byte {
-	var b []byte
-	for _, u := range utf16.Encode([]rune(s)) {
-		b = binary.BigEndian.AppendUint16(b, u)
+	b := make([]byte, 0, 2*len(s))
+	for _, c := range s {
+		b = binary.BigEndian.AppendUint16(b, uint16(c)) // isoRules has no others
 	}
 	return b
 }

@@ -64,28 +64,31 @@ func (v *Volume) tree(r rules) (*node, error) {
 		if !fs.ValidPath(path) || path == "." {
 			return nil, refuse(path, "it is not a path below the root").WithHint("name it without a leading slash, . and ..")
 		}
-		elements := strings.Split(path, "/")
-		if len(elements) > maxDepth {
-			return nil, refuse(path, "it is %d levels deep; the limit is %d", len(elements), maxDepth)
+		if n := strings.Count(path, "/") + 1; n > maxDepth {
+			return nil, refuse(path, "it is %d levels deep; the limit is %d", n, maxDepth)
 		}
 		at := root
-		for i, name := range elements {
-			if err := r.check(path, name); err != nil {
-				return nil, err
-			}
-			last := i == len(elements)-1
-			k := slices.IndexFunc(at.kids, func(n *node) bool { return n.name == name })
-			if k < 0 {
+		for rest, more := path, true; more; {
+			var name string
+			name, rest, more = strings.Cut(rest, "/")
+			var kid *node
+			if n := len(at.kids); n > 0 && at.kids[n-1].name == name { // the order has it that no other can be
+				kid = at.kids[n-1]
+				if !more || !kid.dir {
+					return nil, refuse(path, "%s is a file and a directory", name)
+				}
+			} else {
+				if err := r.check(path, name); err != nil {
+					return nil, err
+				}
 				if same := slices.IndexFunc(at.kids, func(n *node) bool { return strings.EqualFold(n.name, name) }); same >= 0 && r.windows {
 					return nil, refuse(path, "%s differs from %s only by case, which %s does not tell apart", name, at.kids[same].name, r.format)
 				}
-				at.kids = append(at.kids, &node{name: name, dir: !last})
-				k = len(at.kids) - 1
+				kid = &node{name: name, dir: more}
+				at.kids = append(at.kids, kid)
 				count++
-			} else if last || !at.kids[k].dir {
-				return nil, refuse(path, "%s is a file and a directory", name)
 			}
-			at = at.kids[k]
+			at = kid
 		}
 		at.data = v.Files[path]
 		size += int64(len(at.data))
@@ -106,10 +109,32 @@ func sortedPaths(files map[string][]byte) []string {
 	for path := range files {
 		paths = append(paths, path)
 	}
-	slices.SortFunc(paths, func(a, b string) int {
-		return cmp.Compare(strings.ReplaceAll(a, "/", "\x00"), strings.ReplaceAll(b, "/", "\x00"))
-	})
+	slices.SortFunc(paths, comparePaths)
 	return paths
+}
+
+// comparePaths compares as if the slash came before all other bytes.
+func comparePaths(a, b string) int {
+	for i := range min(len(a), len(b)) {
+		switch x, y := a[i], b[i]; {
+		case x == y:
+		case x == '/':
+			return -1
+		case y == '/':
+			return 1
+		default:
+			return cmp.Compare(x, y)
+		}
+	}
+	return cmp.Compare(len(a), len(b))
+}
+
+// units returns how many code units of UTF-16 name takes.
+func units(name string) (n int) {
+	for _, c := range name {
+		n += utf16.RuneLen(c)
+	}
+	return n
 }
 
 // check fails if name, an element of path, is none that r allows.
@@ -117,7 +142,7 @@ func (r rules) check(path, name string) error {
 	if !utf8.ValidString(name) {
 		return refuse(path, "its name is not UTF-8")
 	}
-	if n := len(utf16.Encode([]rune(name))); n > r.units || len(name) > r.bytes {
+	if n := units(name); n > r.units || len(name) > r.bytes {
 		return refuse(path, "a name of %d characters and %d bytes; %s holds %d characters and %d bytes", n, len(name), r.format, r.units, r.bytes)
 	}
 	for _, c := range name {

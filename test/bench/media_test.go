@@ -3,29 +3,36 @@
 package bench
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"imprint"
 	"imprint/internal/dialect"
+	"imprint/internal/durable"
 	"imprint/internal/media"
 	"imprint/test/need"
 )
 
-// mediaRounds is how often each writer writes, one after the other in turn.
-const mediaRounds = 60
+// Each writer has its turn this often, and writes so many media in it, as for a
+// fleet.
+const (
+	mediaTurns   = 20
+	mediaPerTurn = 10
+)
 
-// TestMedia writes a config drive as an ISO and as a floppy, whole from the
-// instance to the file, beside the programs that people script. Nobody syncs.
-func TestMedia(t *testing.T) {
-	genisoimage, mformat, mcopy := need.Program(t, "genisoimage", "genisoimage"), need.Program(t, "mformat", "mtools"), need.Program(t, "mcopy", "mtools")
-	dir := t.TempDir()
+// drive returns a function that renders the config drive of an instance with 3 KB
+// of user data.
+func drive(t *testing.T) func() *media.Volume {
+	t.Helper()
 	inst := &imprint.Instance{
 		ID: imprint.NewInstanceID(), Generation: 1, Updated: time.Now(),
 		Spec: imprint.Spec{Name: "web-1", Tenant: imprint.DefaultTenant, UserData: "#cloud-config\n" + strings.Repeat("# what it is for\n", 200)},
@@ -34,7 +41,7 @@ func TestMedia(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	render := func() *media.Volume {
+	return func() *media.Volume {
 		view, _, err := d.Render(inst, dialect.Facts{}, dialect.DriveInput{Readers: imprint.GuestRoot, Seed: make([]byte, dialect.SeedSize)})
 		if err != nil {
 			t.Fatal(err)
@@ -45,6 +52,13 @@ func TestMedia(t *testing.T) {
 		}
 		return v
 	}
+}
+
+// TestMedia writes a config drive as an ISO and as a floppy, whole from the
+// instance to the file, beside the programs that people script. Nobody syncs.
+func TestMedia(t *testing.T) {
+	genisoimage, mformat, mcopy := need.Program(t, "genisoimage", "genisoimage"), need.Program(t, "mformat", "mtools"), need.Program(t, "mcopy", "mtools")
+	dir, render := t.TempDir(), drive(t)
 	tree := filepath.Join(dir, "tree") // the programs find it ready
 	for path, b := range render().Files {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(tree, path)), 0o755); err != nil {
@@ -87,16 +101,67 @@ func TestMedia(t *testing.T) {
 		}},
 	} {
 		var us, them []time.Duration
-		for range mediaRounds {
+		for range mediaTurns {
 			for list, f := range map[*[]time.Duration]func(){&us: pair.ours, &them: pair.theirs} {
-				os.Remove(out)
-				start := time.Now()
-				f()
-				*list = append(*list, time.Since(start))
+				for range mediaPerTurn {
+					os.Remove(out)
+					start := time.Now()
+					f()
+					*list = append(*list, time.Since(start))
+				}
 			}
 		}
 		median := func(d []time.Duration) time.Duration { slices.Sort(d); return d[len(d)/2] }
 		a, b := median(us), median(them)
 		fmt.Printf("%-7s imprint %8.3f ms   %s %8.2f ms   ratio %.0f\n", pair.name, a.Seconds()*1e3, pair.peer, b.Seconds()*1e3, b.Seconds()/a.Seconds())
 	}
+}
+
+// manyDrives is how many are written one after the other.
+const manyDrives = 10_000
+
+// TestMediaOfAFleet writes the config drives of many instances as "imprint media"
+// does, each synced, and in turn with each a file of the same bytes: what the disk
+// takes by itself.
+func TestMediaOfAFleet(t *testing.T) {
+	dir, render := t.TempDir(), drive(t)
+	commit := func(name string, write func(io.Writer) error) time.Duration {
+		start := time.Now()
+		f, err := durable.Create(filepath.Join(dir, name), 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Discard()
+		if err := write(f); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(start)
+	}
+	var image bytes.Buffer
+	if err := media.ISO(&image, render()); err != nil {
+		t.Fatal(err)
+	}
+	var ours, plain time.Duration
+	for i := range manyDrives {
+		ours += commit(fmt.Sprint("iso-", i), func(w io.Writer) error { return media.ISO(w, render()) })
+		plain += commit("plain", func(w io.Writer) error { _, err := w.Write(image.Bytes()); return err })
+		os.Remove(filepath.Join(dir, "plain"))
+		if i+1 == manyDrives/10 || i+1 == manyDrives {
+			fmt.Printf("after %5d drives of %d KiB: imprint %.2f ms each, the bytes alone %.2f ms, ratio %.2f, memory %.1f MiB at most\n",
+				i+1, image.Len()>>10, ours.Seconds()*1e3/float64(i+1), plain.Seconds()*1e3/float64(i+1), ours.Seconds()/plain.Seconds(), peakMemory(t))
+		}
+	}
+}
+
+// peakMemory returns the largest resident set of this process so far in MiB.
+func peakMemory(t *testing.T) float64 {
+	t.Helper()
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		t.Fatal(err)
+	}
+	return float64(usage.Maxrss) / 1024
 }
