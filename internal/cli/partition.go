@@ -41,16 +41,16 @@ func (p *program) addPartition(ctx context.Context, ref string, o *mediaOptions)
 		return err
 	}
 	defer d.Close()
-	if d.Public() {
-		return imprint.Errorf(imprint.Denied, "add to", o.partition, "every user of this machine may read it, and not everybody may read what a medium holds").
-			WithHint("keep others out: chmod o= %s", o.partition)
-	}
 	if n := d.SectorSize(); n != 512 {
 		return imprint.Errorf(imprint.Invalid, "add to", o.partition, "its sectors have %d bytes, and the file system that is written there has 512: nothing would mount it", n)
 	}
 	slot, err := disk.Prepare(d, part)
 	if err != nil {
 		return onDisk(o.partition, err)
+	}
+	if d.Public() {
+		return imprint.Errorf(imprint.Denied, "add to", o.partition, "every user of this machine may read it, and not everybody may read what a medium holds").
+			WithHint("keep others out: chmod o= %s", o.partition)
 	}
 	m, v, err := p.medium(ctx, ref, "partition", o)
 	if err != nil {

@@ -49,13 +49,13 @@ func Carriers() []Carrier {
 		{"fat", "disk without partitions: FAT16, or FAT32 from 64 MiB on; Windows does not mount it", MaxContent, readers, dialect.Volume, disk(NoTable), nil},
 		{"fat-mbr", "disk with one FAT partition in a master boot record", MaxContent, readers, dialect.Volume, disk(MBR), nil},
 		{"fat-gpt", "disk with one FAT partition in a GUID partition table", MaxContent, readers, dialect.Volume, disk(GPT), nil},
-		{"partition", "FAT partition added to a disk that has others, with --partition", MaxContent, readers, dialect.Volume, nil, nil},
 		{"initrd", "cpio archive to append to an initial RAM disk", MaxContent, readers, dialect.Initrd, fixed("initrd", Initrd), nil},
 		{"smbios", "SMBIOS structure of OEM strings, for QEMU's -smbios file=", oemSize, readers, dialect.Firmware, fixed("smbios", SMBIOS), nil},
 		{"smbios-system", "SMBIOS structure of the system's UUID and serial number, for QEMU's -smbios file=", systemSize, readers, dialect.System, fixed("smbios-system", System), nil},
 		{"fw-cfg", "directory of files for QEMU's fw_cfg, with what attaches them to QEMU and libvirt", fwCfgSize, readers, dialect.FWCfg, nil, FWCfg},
 		{"libvirt-smbios", "part of a domain of libvirt's: OEM strings, which are on QEMU's command line", oemSize, readers | imprint.HostProcesses, dialect.Firmware, fixed("libvirt-smbios", LibvirtOEM), nil},
 		{"libvirt-system", "part of a domain of libvirt's: the system's serial number", systemSize, readers | imprint.HostProcesses, dialect.System, fixed("libvirt-system", LibvirtSystem), nil},
+		{"partition", "FAT partition added to a disk that has others, with --partition", MaxContent, readers, dialect.Volume, nil, nil},
 	}
 }
 
