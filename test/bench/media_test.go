@@ -54,20 +54,27 @@ func drive(t *testing.T) func() *media.Volume {
 	}
 }
 
+// writeTree writes the files of a volume below a directory.
+func writeTree(t *testing.T, dir string, v *media.Volume) {
+	t.Helper()
+	for path, b := range v.Files {
+		path = filepath.Join(dir, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestMedia writes a config drive as an ISO and as a floppy, whole from the
 // instance to the file, beside the programs that people script. Nobody syncs.
 func TestMedia(t *testing.T) {
 	genisoimage, mformat, mcopy := need.Program(t, "genisoimage", "genisoimage"), need.Program(t, "mformat", "mtools"), need.Program(t, "mcopy", "mtools")
 	dir, render := t.TempDir(), drive(t)
 	tree := filepath.Join(dir, "tree") // the programs find it ready
-	for path, b := range render().Files {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(tree, path)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(tree, path), b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	writeTree(t, tree, render())
 	out := filepath.Join(dir, "medium")
 	ours := func(carrier string) func() {
 		c, err := media.CarrierOf(carrier)
