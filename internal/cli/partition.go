@@ -115,8 +115,11 @@ again.`,
 	return c
 }
 
-// onDisk lets an error about a disk name it.
+// onDisk lets an error about a disk name it, and one of the system say what it means.
 func onDisk(path string, err error) error {
+	if cause := errors.Unwrap(err); imprint.KindOf(err) == imprint.Unavailable && cause != nil {
+		return fileError("write", path, cause)
+	}
 	var e *imprint.Error
 	if !errors.As(err, &e) || e.Operand != "disk" {
 		return err

@@ -61,6 +61,20 @@ func Prepare(d Device, p Partition) (*Slot, error) {
 	return s, err
 }
 
+// write writes the content.
+func (s *Slot) write(fill func(io.Writer) error) error {
+	if err := s.d.Zero(s.Start, s.Size); err != nil {
+		return failed(err)
+	}
+	if err := fill(&content{OffsetWriter: io.NewOffsetWriter(s.d, s.Start), size: s.Size}); err != nil {
+		return err
+	}
+	if err := s.d.Sync(); err != nil {
+		return failed(err)
+	}
+	return nil
+}
+
 func open(d Device) (*Table, *reader, error) {
 	t, err := Read(d, d.Size(), d.SectorSize())
 	return t, &reader{d, d.Size(), d.SectorSize()}, err
@@ -76,14 +90,9 @@ func (s *Slot) Add(fill func(io.Writer) error) error {
 	if err := carryOut(s.d, s.table.layout.settle()); err != nil {
 		return err
 	}
-	if err := s.d.Zero(s.Start, s.Size); err != nil {
-		return failed(err)
-	}
-	if err := fill(&content{OffsetWriter: io.NewOffsetWriter(s.d, s.Start), size: s.Size}); err != nil {
+	if err := s.write(fill); err != nil {
+		s.d.Zero(s.Start, s.Size) // nothing secret stays behind, as far as the disk still can
 		return err
-	}
-	if err := s.d.Sync(); err != nil {
-		return failed(err)
 	}
 	if err := carryOut(s.d, s.plan); err != nil {
 		return err

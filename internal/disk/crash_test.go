@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"imprint"
@@ -195,6 +197,68 @@ func TestKilledAtAnyInstant(t *testing.T) {
 				t.Errorf("only %v, %d tables for others", outcomes, len(others.seen))
 			}
 		})
+	}
+}
+
+// failing is a disk that is full after so many writes.
+type failing struct {
+	*memory
+	left int
+}
+
+func (f *failing) WriteAt(b []byte, at int64) (int, error) {
+	if f.left--; f.left < 0 {
+		return 0, syscall.ENOSPC
+	}
+	return f.memory.WriteAt(b, at)
+}
+
+// Whichever write fails, that is told, and the table is the old one or the new one.
+func TestWriteThatFails(t *testing.T) {
+	t.Parallel()
+	for name, layout := range layouts() {
+		before := image(t, layout)
+		m := &memory{data: bytes.Clone(before)}
+		add(t, m)
+		old, new := list(t, before), list(t, m.data)
+		n := 0
+		for ; ; n++ {
+			d := &failing{&memory{data: bytes.Clone(before)}, n}
+			s, err := disk.Prepare(d, config2())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err = s.Add(fill); err == nil {
+				break
+			}
+			if got := list(t, d.data); !errors.Is(err, syscall.ENOSPC) || !slices.Equal(got, old) && !slices.Equal(got, new) {
+				t.Errorf("%s, write %d: %v, %v", name, n, err, got)
+			}
+		}
+		if n < 4 {
+			t.Errorf("%s: only %d writes failed", name, n)
+		}
+	}
+}
+
+// Of content that could not be written whole nothing stays, and no partition is made.
+func TestContentThatFails(t *testing.T) {
+	t.Parallel()
+	before := image(t, layouts()["gpt"])
+	m := &memory{data: bytes.Clone(before)}
+	s, err := disk.Prepare(m, config2())
+	if err != nil {
+		t.Fatal(err)
+	}
+	half := errors.New("no more")
+	err = s.Add(func(w io.Writer) error {
+		if err := fill(w); err != nil {
+			return err
+		}
+		return half
+	})
+	if !errors.Is(err, half) || !bytes.Equal(m.data, before) {
+		t.Errorf("%v; the disk is as before: %t", err, bytes.Equal(m.data, before))
 	}
 }
 
