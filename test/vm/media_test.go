@@ -5,6 +5,7 @@ package vm_test
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -35,6 +36,14 @@ func TestBirthFromMedia(t *testing.T) {
 		s.create(fmt.Sprintf("name: %s\ndnsNames: [%[1]s.lab.internal]\nchannels: [est]\n", name))
 		disks = append(disks, write(name, "native", how[0], how[1:]...))
 	}
+	// A partition added to a disk that has others, and that its user enlarged.
+	s.create("name: part-1\ndnsNames: [part-1.lab.internal]\nchannels: [est]\n")
+	own := write("other-1", "nocloud", "fat-gpt")
+	if err := os.Truncate(own.Path, 40<<20); err != nil {
+		t.Fatal(err)
+	}
+	s.imprint(nil, "media", "part-1", "--dialect", "native", "--partition", own.Path)
+	disks, machines["part-1"] = append(disks, own), nil
 	before := digests(t, disks)
 
 	m := enrolling(s, id, img)
