@@ -12,7 +12,7 @@ import (
 	"imprint/test/need"
 )
 
-// loop attaches an image of 64 MiB with a partition to a loop device.
+// loop attaches an image of 64 MiB with a partition to a loop device, as args say.
 func loop(t *testing.T, args ...string) (image, device string) {
 	t.Helper()
 	need.Root(t)
@@ -25,7 +25,7 @@ func loop(t *testing.T, args ...string) (image, device string) {
 	}
 	grow(t, image, 64*mib)
 	sfdisk(t, image, "label: gpt\nstart=2048, size=20480, name=root\n")
-	device = strings.TrimSpace(run(t, losetup, append(args, "--find", "--show", "--partscan", image)...))
+	device = strings.TrimSpace(run(t, losetup, append(args, "--find", "--show", image)...))
 	t.Cleanup(func() { run(t, losetup, "-d", device) })
 	return image, device
 }
@@ -33,7 +33,7 @@ func loop(t *testing.T, args ...string) (image, device string) {
 // A block device gets its partition while nobody uses it, and the kernel knows of it
 // at once, and of its end.
 func TestBlockDevice(t *testing.T) {
-	image, device := loop(t)
+	image, device := loop(t, "--partscan")
 	before := read(t, image)
 	name := filepath.Base(device)
 	link := filepath.Join(t.TempDir(), "by-id") // as below /dev/disk
@@ -66,7 +66,7 @@ func TestBlockDevice(t *testing.T) {
 // A device is refused while something on it is mounted, whole or in part, or while
 // another has opened it for itself.
 func TestBlockDeviceInUse(t *testing.T) {
-	image, device := loop(t)
+	image, device := loop(t, "--partscan")
 	// The kernel may know no partition tables; sfdisk's package tells it of each.
 	if _, err := os.Stat(device + "p1"); os.IsNotExist(err) {
 		run(t, "addpart", device, "1", "2048", "20480")
@@ -103,10 +103,17 @@ func TestBlockDeviceInUse(t *testing.T) {
 	addTo(t, device, 16*mib)
 }
 
+// Of a device whose partitions the kernel does not keep, it need not be told.
+func TestDeviceWithoutPartitions(t *testing.T) {
+	_, device := loop(t)
+	p := addTo(t, device, 16*mib)
+	same(t, device, p)
+	removeFrom(t, device)
+}
+
 // A table in sectors of 4096 bytes is read and written as one.
 func TestSectorsOf4096(t *testing.T) {
-	need.Root(t)
-	_, device := loop(t, "--sector-size", "4096")
+	_, device := loop(t, "--partscan", "--sector-size", "4096")
 	sfdisk(t, device, "label: gpt\nstart=256, size=2560, name=root\n")
 	dump := run(t, "sfdisk", "--dump", device)
 	p := addTo(t, device, 16*mib)

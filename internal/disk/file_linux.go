@@ -218,7 +218,10 @@ func (d *File) Tell(p Partition, there bool) error {
 	}
 	const blkpg = 0x1269
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, d.Fd(), blkpg, uintptr(unsafe.Pointer(&arg)))
-	if errno == 0 || errno == unix.ENXIO && !there { // it did not know of it
+	switch {
+	case errno == 0, errno == unix.ENXIO && !there: // it did not know of it
+		return nil
+	case errno == unix.EINVAL: // it keeps no partitions of this device, such as a loop device
 		return nil
 	}
 	return imprint.Errorf(imprint.Unavailable, "announce", p.String()+" of "+d.path, "%w", errno).WithHint("let the kernel read the table: blockdev --rereadpt %s", d.path)

@@ -106,7 +106,7 @@ func TestRefusedAndUntouched(t *testing.T) {
 		"a partition beyond the end":            {then(gpt, entry(0, func(e []byte) { le.PutUint64(e[40:], end/sector-10) })), imprint.Invalid, "its partition 1 is from byte"},
 		"a partition of negative length":        {then(gpt, entry(0, func(e []byte) { le.PutUint64(e[40:], 100) })), imprint.Invalid, "its partition 1 is from sector 2048 to 100"},
 		"overlap":                               {then(gpt, entry(1, func(e []byte) { e[0] = 1; le.PutUint64(e[32:], 3000); le.PutUint64(e[40:], 90000) })), imprint.Invalid, "its partitions 1 and 2 overlap"},
-		"all entries used":                      {then(gpt, header(func(h []byte) { /* kept whole */ }), full), imprint.Exhausted, "all 128 entries"},
+		"all entries used":                      {then(gpt, full), imprint.Exhausted, "all 128 entries"},
 		"no room":                               {script("label: gpt\nsize=20M\nsize=10M\nsize=25M\n"), imprint.Exhausted, "a partition of 16 MiB does not fit: its largest gap has 7 MiB"},
 		"no room in pieces":                     {script("label: gpt\nstart=30000, size=20M\nsize=25M\n"), imprint.Exhausted, "its largest gap has 13 MiB"},
 		"no room beside logical partitions":     {script("label: dos\nsize=1M\nsize=61M, type=5\nstart=8192, size=5M\n"), imprint.Exhausted, "its largest gap has 0 MiB"},
@@ -152,14 +152,14 @@ func TestRefusedAndUntouched(t *testing.T) {
 
 // full uses every entry of a GUID partition table.
 func full(t *testing.T, path string) {
+	array := read(t, path)[2*sector : 34*sector]
 	for i := range 128 {
-		data := read(t, path)
-		e := data[2*sector+128*i:]
+		e := array[128*i:]
 		e[0], e[16] = 1, byte(i)
 		binary.LittleEndian.PutUint64(e[32:], uint64(40000+i))
 		binary.LittleEndian.PutUint64(e[40:], uint64(40000+i))
-		overwrite(t, path, 2*sector, data[2*sector:34*sector])
 	}
+	overwrite(t, path, 2*sector, array)
 	entry(0, func([]byte) {})(t, path)
 }
 
