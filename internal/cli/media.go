@@ -73,7 +73,7 @@ away again.`,
 	f.StringVar(&o.out, "out", "", "the `file` to write, or - for standard output")
 	f.StringVar(&o.ttl, "ttl", "", "how long the one-time token may be used, like 36h")
 	f.StringVar(&o.partition, "partition", "", "the `disk` to add a partition to, instead of writing a file")
-	f.Int64Var(&o.size, "size", 0, "`MiB` of a disk (default the smallest that holds it, from 16) or partition (default 16)")
+	f.Int64Var(&o.size, "size", 0, "`MiB` of a disk (default the smallest that holds it, from 16) or partition (default 16, and 17 on sectors of 4096 bytes)")
 	f.StringVar(&o.appendTo, "append-to", "", "an initial RAM disk, a `file` that FILE begins with; for the carrier initrd")
 	c.MarkFlagRequired("dialect")
 	c.MarkFlagsOneRequired("out", "partition")

@@ -28,22 +28,19 @@ func (p *program) addPartition(ctx context.Context, ref string, o *mediaOptions)
 		return imprint.Errorf(imprint.Invalid, "put", drive.Name+" on a partition", "nothing would look for it there").
 			WithHint("see what fits: imprint media list")
 	}
-	part := disk.Partition{Name: drive.Label, Size: media.MinDisk, ID: newGUID()}
-	if o.size != 0 {
-		part.Size = o.size << 20
-	}
-	if err := media.CheckPartition(part.Size); err != nil {
-		return err
-	}
-	part.Type = media.PartitionType(part.Size)
 	d, err := disk.Open(o.partition)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	if n := d.SectorSize(); n != 512 {
-		return imprint.Errorf(imprint.Invalid, "add to", o.partition, "its sectors have %d bytes, and the file system that is written there has 512: nothing would mount it", n)
+	place := media.Place{Size: o.size << 20, Sector: d.SectorSize()}
+	if o.size == 0 {
+		place.Size = place.MinPartition()
 	}
+	if err := place.Check(); err != nil {
+		return err
+	}
+	part := disk.Partition{Name: drive.Label, Size: place.Size, ID: newGUID(), Type: place.Type()}
 	slot, err := disk.Prepare(d, part)
 	if err != nil {
 		return onDisk(o.partition, err)
@@ -52,11 +49,12 @@ func (p *program) addPartition(ctx context.Context, ref string, o *mediaOptions)
 		return imprint.Errorf(imprint.Denied, "add to", o.partition, "every user of this machine may read it, and not everybody may read what a medium holds").
 			WithHint("keep others out: chmod o= %s", o.partition)
 	}
+	place.Start = slot.Start
 	m, v, err := p.medium(ctx, ref, "partition", o)
 	if err != nil {
 		return err
 	}
-	err = slot.Add(func(w io.Writer) error { return media.Partition(w, v, slot.Start, slot.Size) })
+	err = slot.Add(func(w io.Writer) error { return media.Partition(w, v, place) })
 	if err != nil {
 		return onDisk(o.partition, err)
 	}

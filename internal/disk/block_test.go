@@ -1,7 +1,9 @@
 package disk_test
 
 import (
+	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +11,7 @@ import (
 
 	"imprint"
 	"imprint/internal/disk"
+	"imprint/internal/media"
 	"imprint/test/need"
 )
 
@@ -111,20 +114,42 @@ func TestDeviceWithoutPartitions(t *testing.T) {
 	removeFrom(t, device)
 }
 
-// A table in sectors of 4096 bytes is read and written as one.
+// A disk with sectors of 4096 bytes gets a table and a file system in such.
 func TestSectorsOf4096(t *testing.T) {
 	_, device := loop(t, "--partscan", "--sector-size", "4096")
 	sfdisk(t, device, "label: gpt\nstart=256, size=2560, name=root\n")
 	dump := run(t, "sfdisk", "--dump", device)
-	p := addTo(t, device, 16*mib)
-	if out := run(t, "sgdisk", "--verify", device); !strings.Contains(out, "No problems found") {
-		t.Errorf("sgdisk --verify: %s", out)
-	}
-	if out := run(t, "sfdisk", "--dump", device); !strings.Contains(out, fmt.Sprintf("start= %11d, size= %11d", p.Start/4096, p.Size/4096)) {
-		t.Errorf("sfdisk finds no partition from %d on:\n%s", p.Start/4096, out)
-	}
-	removeFrom(t, device)
-	if got := run(t, "sfdisk", "--dump", device); got != dump {
-		t.Errorf("the table was\n%s\nand is\n%s", dump, got)
+	for _, size := range []int64{17 * mib, 40 * mib} {
+		p := addTo(t, device, size)
+		if out := run(t, "sgdisk", "--verify", device); !strings.Contains(out, "No problems found") {
+			t.Errorf("sgdisk --verify: %s", out)
+		}
+		if out := run(t, "sfdisk", "--dump", device); !strings.Contains(out, fmt.Sprintf("start= %11d, size= %11d", p.Start/4096, p.Size/4096)) {
+			t.Errorf("sfdisk finds no partition from %d on:\n%s", p.Start/4096, out)
+		}
+		same(t, device, p)
+		part := filepath.Join(t.TempDir(), "partition")
+		if err := os.WriteFile(part, read(t, device)[p.Start:p.Start+p.Size], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out := run(t, "fsck.vfat", "-n", "-v", part); strings.Contains(out, "differ") || strings.Contains(out, "eclaimed") || !strings.Contains(out, "4096 bytes per logical sector") || !strings.Contains(out, "16 bit entries") {
+			t.Errorf("fsck.vfat: %s", out)
+		}
+		if out := run(t, "blkid", "-p", "-o", "export", device+"p2"); !strings.Contains(out, "LABEL=CONFIG-2\n") {
+			t.Errorf("blkid: %s", out)
+		}
+		f, err := os.Open(device)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := media.Inspect(f, 64*mib)
+		f.Close()
+		if err != nil || c.Label != "CONFIG-2" || c.Start != p.Start || !maps.EqualFunc(c.Files, drive().Files, bytes.Equal) {
+			t.Errorf("inspected: %+v, %v", c, err)
+		}
+		removeFrom(t, device)
+		if got := run(t, "sfdisk", "--dump", device); got != dump {
+			t.Errorf("the table was\n%s\nand is\n%s", dump, got)
+		}
 	}
 }

@@ -200,12 +200,14 @@ func addTo(t *testing.T, path string, size int64) disk.Partition {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	p := disk.Partition{Name: "config-2", Size: size, ID: config2().ID, Type: media.PartitionType(size)}
+	place := media.Place{Size: size, Sector: d.SectorSize()}
+	p := disk.Partition{Name: "config-2", Size: size, ID: config2().ID, Type: place.Type()}
 	s, err := disk.Prepare(d, p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Add(func(w io.Writer) error { return media.Partition(w, drive(), s.Start, s.Size) }); err != nil {
+	place.Start = s.Start
+	if err := s.Add(func(w io.Writer) error { return media.Partition(w, drive(), place) }); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Tell(s.Partition, true); err != nil {

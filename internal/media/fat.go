@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"time"
 	"unicode/utf16"
@@ -15,8 +16,10 @@ import (
 // FAT in numbers.
 const (
 	fatSector = 512
-	fatEntry  = 32 // bytes of a directory entry
-	fatLabel  = 11
+	// largeSector is that of disks on which a file system in smaller ones is not mounted.
+	largeSector = 4096
+	fatEntry    = 32 // bytes of a directory entry
+	fatLabel    = 11
 	// FloppySize is that of a 3.5 inch disk: emulated drives go by it.
 	FloppySize = 1440 << 10
 	// MinDisk and MaxDisk bound the size of a disk with FAT, and of a partition.
@@ -43,7 +46,8 @@ const (
 
 // fatGeometry is where the parts of a file system are, in sectors.
 type fatGeometry struct {
-	bits                 int // of a FAT entry: 12, 16 or 32
+	sector               int64 // bytes
+	bits                 int   // of a FAT entry: 12, 16 or 32
 	total, hidden        uint32
 	perCluster, reserved uint32
 	rootEntries          uint32 // 0 with FAT32, whose root is a chain of clusters
@@ -53,13 +57,22 @@ type fatGeometry struct {
 }
 
 func floppyGeometry() fatGeometry {
-	return fatGeometry{bits: 12, total: FloppySize / fatSector, perCluster: 1, reserved: 1, rootEntries: 224, perFAT: 9, track: 18, heads: 2, media: 0xf0}
+	return fatGeometry{sector: fatSector, bits: 12, total: FloppySize / fatSector, perCluster: 1, reserved: 1, rootEntries: 224, perFAT: 9, track: 18, heads: 2, media: 0xf0}
 }
 
-// diskGeometry is that of a partition of size bytes at sector hidden.
-func diskGeometry(size int64, hidden uint32) fatGeometry {
-	g := fatGeometry{bits: 16, total: uint32(size / fatSector), hidden: hidden, perCluster: 4, reserved: 4, rootEntries: 512, track: 63, heads: 255, media: 0xf8, drive: 0x80}
+// diskGeometry is that of a partition of size bytes that begins start bytes from the
+// beginning of a disk with sectors of sector bytes.
+func diskGeometry(size, start, sector int64) fatGeometry {
+	g := fatGeometry{sector: sector, bits: 16, total: uint32(size / sector), perCluster: 4, reserved: 4, rootEntries: 512, track: 63, heads: 255, media: 0xf8, drive: 0x80}
+	if hidden := start / sector; hidden <= math.MaxUint32 { // beyond that nobody could be told
+		g.hidden = uint32(hidden)
+	}
 	switch { // the count of clusters is what says which FAT it is: 4085 to 65524 are FAT16's
+	case sector == largeSector:
+		g.perCluster, g.reserved = 1, 1
+		if size > 256<<20 {
+			g.bits = 32
+		}
 	case size >= 260<<20:
 		g.bits, g.perCluster = 32, 8
 	case size >= fat32Size:
@@ -72,7 +85,7 @@ func diskGeometry(size int64, hidden uint32) fatGeometry {
 	}
 	for need := uint32(0); need != g.perFAT || need == 0; {
 		g.perFAT = max(need, 1)
-		need = ((g.clusters()+2)*uint32(g.bits)/8 + fatSector - 1) / fatSector
+		need = ((g.clusters()+2)*uint32(g.bits)/8 + uint32(sector) - 1) / uint32(sector)
 		if need <= g.perFAT {
 			break
 		}
@@ -80,10 +93,10 @@ func diskGeometry(size int64, hidden uint32) fatGeometry {
 	return g
 }
 
-func (g fatGeometry) rootSectors() uint32 { return g.rootEntries * fatEntry / fatSector }
+func (g fatGeometry) rootSectors() uint32 { return g.rootEntries * fatEntry / uint32(g.sector) }
 func (g fatGeometry) dataStart() uint32   { return g.reserved + 2*g.perFAT + g.rootSectors() }
 func (g fatGeometry) clusters() uint32    { return (g.total - g.dataStart()) / g.perCluster }
-func (g fatGeometry) clusterSize() int    { return int(g.perCluster) * fatSector }
+func (g fatGeometry) clusterSize() int    { return int(g.perCluster) * int(g.sector) }
 
 // Floppy writes v as a floppy disk of 1.44 MB. It fails as [ISO] does.
 func Floppy(w io.Writer, v *Volume) error {
@@ -109,7 +122,7 @@ func FAT(w io.Writer, v *Volume, table Table, size int64) error {
 			}
 		}
 	}
-	if err := checkDisk("disk", size); err != nil {
+	if err := checkSize("disk", size, MinDisk); err != nil {
 		return err
 	}
 	m, err := layDisk(v, table, size)
@@ -119,9 +132,9 @@ func FAT(w io.Writer, v *Volume, table Table, size int64) error {
 	return m.writeTo(w)
 }
 
-func checkDisk(what string, size int64) error {
-	if size < MinDisk || size > MaxDisk || size%(1<<20) != 0 {
-		return imprint.Errorf(imprint.Invalid, "write", fmt.Sprintf("%s of %d bytes", what, size), "its size may be %d to %d MiB, and whole ones", MinDisk>>20, MaxDisk>>20)
+func checkSize(what string, size, least int64) error {
+	if size < least || size > MaxDisk || size%(1<<20) != 0 {
+		return imprint.Errorf(imprint.Invalid, "write", fmt.Sprintf("%s of %d bytes", what, size), "its size may be %d to %d MiB, and whole ones", least>>20, MaxDisk>>20)
 	}
 	return nil
 }
@@ -160,7 +173,7 @@ func layFAT(v *Volume, g fatGeometry, format string) (*image, error) {
 		return nil, err
 	}
 	f := &fatVolume{g: g, v: v, id: binary.LittleEndian.Uint32(v.digest()), label: strings.ToUpper(v.Label), next: 2}
-	f.m.size = int64(g.total) * fatSector
+	f.m.size = int64(g.total) * g.sector
 	root := newFATNode(top)
 	if entries := f.entries(root, true); g.rootEntries != 0 && entries > int(g.rootEntries) {
 		return nil, imprint.Errorf(imprint.Exhausted, "write", format, "its root needs %d entries and has %d: %d too many", entries, g.rootEntries, entries-int(g.rootEntries))
@@ -309,13 +322,13 @@ func (f *fatVolume) place(d, parent *fatNode, root bool) {
 	}
 	at := f.offset(d.cluster)
 	if root && f.g.rootEntries != 0 {
-		at = int64(f.g.reserved+2*f.g.perFAT) * fatSector
+		at = int64(f.g.reserved+2*f.g.perFAT) * f.g.sector
 	}
 	f.m.put(at, b)
 }
 
 func (f *fatVolume) offset(cluster uint32) int64 {
-	return (int64(f.g.dataStart()) + (int64(cluster)-2)*int64(f.g.perCluster)) * fatSector
+	return (int64(f.g.dataStart()) + (int64(cluster)-2)*int64(f.g.perCluster)) * f.g.sector
 }
 
 // chain links the clusters of n.
@@ -406,17 +419,17 @@ func (f *fatVolume) placeFATs() {
 		}
 	}
 	for i := range uint32(2) {
-		f.m.put(int64(f.g.reserved+i*f.g.perFAT)*fatSector, b)
+		f.m.put(int64(f.g.reserved+i*f.g.perFAT)*f.g.sector, b)
 	}
 }
 
 // placeBoot writes the boot sector and, with FAT32, what goes with it.
 func (f *fatVolume) placeBoot() {
 	g := f.g
-	b := make([]byte, fatSector)
+	b := make([]byte, fatSector) // the rest of a larger one is zero
 	le := binary.LittleEndian
 	copy(b, "\xeb\x3c\x90IMPRINT ")
-	le.PutUint16(b[11:], fatSector)
+	le.PutUint16(b[11:], uint16(g.sector))
 	b[13] = byte(g.perCluster)
 	le.PutUint16(b[14:], uint16(g.reserved))
 	b[16] = 2
@@ -455,7 +468,7 @@ func (f *fatVolume) placeBoot() {
 	le.PutUint32(info[488:], g.clusters()+2-f.next)
 	le.PutUint32(info[492:], f.next)
 	info[510], info[511] = 0x55, 0xaa
-	f.m.put(fatSector, info)
-	f.m.put(6*fatSector, b)
-	f.m.put(7*fatSector, info)
+	f.m.put(g.sector, info)
+	f.m.put(6*g.sector, b)
+	f.m.put(7*g.sector, info)
 }

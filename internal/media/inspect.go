@@ -121,7 +121,14 @@ func partitions(r io.ReaderAt, size int64) ([]part, Table, error) {
 		return whole, NoTable, nil
 	}
 	if b[450] == 0xee {
-		return in.gpt(b[fatSector:])
+		header, sector := b[fatSector:], int64(fatSector)
+		if in.size > 2*largeSector && !bytes.HasPrefix(header, []byte("EFI PART")) {
+			if header, err = in.bytes(largeSector, fatSector); err != nil {
+				return nil, "", err
+			}
+			sector = largeSector
+		}
+		return in.gpt(header, sector)
 	}
 	var parts []part
 	for at := 446; at < 510; at += 16 {
@@ -140,8 +147,8 @@ func partitions(r io.ReaderAt, size int64) ([]part, Table, error) {
 	return parts, MBR, nil
 }
 
-// gpt returns the partitions of a table whose header is given.
-func (in *reader) gpt(header []byte) ([]part, Table, error) {
+// gpt returns the partitions of a table, in sectors of sector bytes, whose header is given.
+func (in *reader) gpt(header []byte, sector int64) ([]part, Table, error) {
 	le := binary.LittleEndian
 	sum := append([]byte(nil), header[:92]...)
 	copy(sum[16:20], "\x00\x00\x00\x00")
@@ -150,10 +157,10 @@ func (in *reader) gpt(header []byte) ([]part, Table, error) {
 		return nil, "", damaged("the header of its GUID partition table is wrong")
 	}
 	at := le.Uint64(header[72:])
-	if count < 1 || count > 1024 || size < 128 || size > 4096 || at > uint64(in.size/fatSector) {
+	if count < 1 || count > 1024 || size < 128 || size > 4096 || at > uint64(in.size/sector) {
 		return nil, "", damaged("its GUID partition table has %d entries of %d bytes", count, size)
 	}
-	array, err := in.bytes(int64(at)*fatSector, count*size)
+	array, err := in.bytes(int64(at)*sector, count*size)
 	if err != nil {
 		return nil, "", err
 	}
@@ -166,10 +173,10 @@ func (in *reader) gpt(header []byte) ([]part, Table, error) {
 		if bytes.Equal(e[:16], make([]byte, 16)) {
 			continue
 		}
-		if first == 0 || last < first || last >= uint64(in.size/fatSector) {
+		if first == 0 || last < first || last >= uint64(in.size/sector) {
 			return nil, "", damaged("a partition from sector %d to %d reaches beyond its end", first, last)
 		}
-		parts = append(parts, part{int64(first) * fatSector, int64(last-first+1) * fatSector})
+		parts = append(parts, part{int64(first) * sector, int64(last-first+1) * sector})
 	}
 	return parts, GPT, nil
 }

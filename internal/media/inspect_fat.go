@@ -12,8 +12,8 @@ import (
 // isBootSector reports whether b begins with the boot sector of a FAT file system.
 func isBootSector(b []byte) bool {
 	le := binary.LittleEndian
-	per := b[13]
-	return (b[0] == 0xeb || b[0] == 0xe9) && le.Uint16(b[11:]) == fatSector && per != 0 && per&(per-1) == 0 &&
+	sector, per := le.Uint16(b[11:]), b[13]
+	return (b[0] == 0xeb || b[0] == 0xe9) && (sector == fatSector || sector == largeSector) && per != 0 && per&(per-1) == 0 &&
 		le.Uint16(b[14:]) != 0 && (b[16] == 1 || b[16] == 2) && b[21] >= 0xf0 && b[510] == 0x55 && b[511] == 0xaa
 }
 
@@ -40,7 +40,7 @@ func (in *reader) fat() (*Contents, error) {
 	}
 	le := binary.LittleEndian
 	g := fatGeometry{
-		perCluster: uint32(b[13]), reserved: uint32(le.Uint16(b[14:])), rootEntries: uint32(le.Uint16(b[17:])),
+		sector: int64(le.Uint16(b[11:])), perCluster: uint32(b[13]), reserved: uint32(le.Uint16(b[14:])), rootEntries: uint32(le.Uint16(b[17:])),
 		total: uint32(le.Uint16(b[19:])), perFAT: uint32(le.Uint16(b[22:])),
 	}
 	if g.total == 0 {
@@ -51,8 +51,8 @@ func (in *reader) fat() (*Contents, error) {
 		g.perFAT, at, root = le.Uint32(b[36:]), 64, le.Uint32(b[44:])
 	}
 	data := int64(g.reserved) + int64(b[16])*int64(g.perFAT) + int64(g.rootSectors())
-	if b[16] != 2 || int64(g.total)*fatSector > in.size || data >= int64(g.total) || g.rootEntries%16 != 0 {
-		return nil, damaged("its boot sector describes a file system of %d sectors, where %d are", g.total, in.size/fatSector)
+	if b[16] != 2 || int64(g.total)*g.sector > in.size || data >= int64(g.total) || int64(g.rootEntries)*fatEntry%g.sector != 0 {
+		return nil, damaged("its boot sector describes a file system of %d sectors, where %d are", g.total, in.size/g.sector)
 	}
 	switch n := g.clusters(); {
 	case n < 4085:
@@ -66,7 +66,7 @@ func (in *reader) fat() (*Contents, error) {
 		return nil, damaged("its boot sector is not of the FAT%d that it has room for", g.bits)
 	}
 	w := &fatWalk{in: in, g: g, visited: map[uint32]bool{}}
-	if w.fat, err = in.bytes(int64(g.reserved)*fatSector, min(int64(g.perFAT)*fatSector, (int64(g.clusters())+2)*int64(g.bits)/8+2)); err != nil {
+	if w.fat, err = in.bytes(int64(g.reserved)*g.sector, min(int64(g.perFAT)*g.sector, (int64(g.clusters())+2)*int64(g.bits)/8+2)); err != nil {
 		return nil, err
 	}
 	c := &Contents{Format: fmt.Sprintf("fat%d", g.bits), Names: "FAT long names"}
@@ -77,7 +77,7 @@ func (in *reader) fat() (*Contents, error) {
 	if g.bits == 32 {
 		entries, err = w.chain(root, -1)
 	} else {
-		entries, err = in.bytes(int64(g.reserved+2*g.perFAT)*fatSector, int64(g.rootEntries)*fatEntry)
+		entries, err = in.bytes(int64(g.reserved+2*g.perFAT)*g.sector, int64(g.rootEntries)*fatEntry)
 	}
 	if err != nil {
 		return nil, err
@@ -125,7 +125,7 @@ func (w *fatWalk) chain(first uint32, size int64) ([]byte, error) {
 		if n == most || cluster < 2 || cluster >= w.g.clusters()+2 {
 			return nil, damaged("a chain of clusters from %d on does not end, or leads to cluster %d", first, cluster)
 		}
-		part, err := w.in.bytes((int64(w.g.dataStart())+(int64(cluster)-2)*int64(w.g.perCluster))*fatSector, per)
+		part, err := w.in.bytes((int64(w.g.dataStart())+(int64(cluster)-2)*int64(w.g.perCluster))*w.g.sector, per)
 		if err != nil {
 			return nil, err
 		}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 	"io"
-	"math"
 	"unicode/utf16"
 )
 
@@ -24,13 +23,13 @@ func basicData() [16]byte {
 // layDisk lays a file system out below table.
 func layDisk(v *Volume, table Table, size int64) (*image, error) {
 	if table == NoTable {
-		return layFAT(v, diskGeometry(size, 0), "a FAT disk")
+		return layFAT(v, diskGeometry(size, 0, fatSector), "a FAT disk")
 	}
 	length := size/fatSector - partitionStart
 	if table == GPT {
 		length -= partitionStart // room for the second table, and whole megabytes again
 	}
-	g := diskGeometry(length*fatSector, partitionStart)
+	g := diskGeometry(length*fatSector, partitionStart*fatSector, fatSector)
 	m, err := layFAT(v, g, "a FAT partition")
 	if err != nil {
 		return nil, err
@@ -41,37 +40,47 @@ func layDisk(v *Volume, table Table, size int64) (*image, error) {
 	m.size = size
 	digest := v.digest()
 	if table == MBR {
-		m.put(0, bootRecord(binary.LittleEndian.Uint32(digest[4:]), PartitionType(length*fatSector), partitionStart, uint32(length)))
+		m.put(0, bootRecord(binary.LittleEndian.Uint32(digest[4:]), mbrType(g), partitionStart, uint32(length)))
 		return m, nil
 	}
 	m.putGPT(uint64(size/fatSector), uint64(length), v.Label, digest)
 	return m, nil
 }
 
-// Partition writes v as the file system of a partition of size bytes, as [FAT] has
-// them, that begins start bytes from the beginning of a disk with others. It fails
-// as [FAT] does.
-func Partition(w io.Writer, v *Volume, start, size int64) error {
-	if err := CheckPartition(size); err != nil {
+// Place is where a partition is on a disk with others, in bytes.
+type Place struct {
+	Start, Size int64
+	Sector      int64 // the disk's logical sectors: 512 or 4096
+}
+
+// MinPartition is how small a partition may be, in bytes. [MaxDisk] is the largest.
+func (p Place) MinPartition() int64 {
+	if p.Sector == largeSector {
+		return 17 << 20 // as many clusters as FAT16 has
+	}
+	return MinDisk
+}
+
+// Check fails with kind [imprint.Invalid] if a partition cannot have that size.
+func (p Place) Check() error { return checkSize("partition", p.Size, p.MinPartition()) }
+
+// Type is that of the partition in a master boot record.
+func (p Place) Type() byte { return mbrType(diskGeometry(p.Size, 0, p.Sector)) }
+
+// Partition writes v as the file system of a partition at p. It fails as [FAT] does.
+func Partition(w io.Writer, v *Volume, p Place) error {
+	if err := p.Check(); err != nil {
 		return err
 	}
-	hidden := start / fatSector
-	if hidden > math.MaxUint32 {
-		hidden = 0 // only who boots from it asks, and could not be told
-	}
-	m, err := layFAT(v, diskGeometry(size, uint32(hidden)), "a FAT partition")
+	m, err := layFAT(v, diskGeometry(p.Size, p.Start, p.Sector), "a FAT partition")
 	if err != nil {
 		return err
 	}
 	return m.writeTo(w)
 }
 
-// CheckPartition fails with kind [imprint.Invalid] if a partition cannot have size bytes.
-func CheckPartition(size int64) error { return checkDisk("partition", size) }
-
-// PartitionType is the type in a master boot record of a partition of size bytes.
-func PartitionType(size int64) byte {
-	if diskGeometry(size, 0).bits == 32 {
+func mbrType(g fatGeometry) byte {
+	if g.bits == 32 {
 		return 0x0c
 	}
 	return 0x0e // FAT16 by block number

@@ -61,7 +61,9 @@ func TestMediaPartition(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := slot.Add(func(w io.Writer) error { return media.Partition(w, volume(), slot.Start, slot.Size) }); err != nil {
+		if err := slot.Add(func(w io.Writer) error {
+			return media.Partition(w, volume(), media.Place{Start: slot.Start, Size: slot.Size, Sector: d.SectorSize()})
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
