@@ -20,6 +20,9 @@ type MediumRequest struct {
 	Dialect string           `json:"dialect" maxLength:"63" doc:"The guest software that is to read it."`
 	Carrier string           `json:"carrier" maxLength:"63" doc:"What it is put on: that decides who can read it."`
 	TTL     imprint.Duration `json:"ttl,omitempty" doc:"How long the one-time token may be used, if there is one; absent for the server's default."`
+	// MergeVendor is for cloud-init before 0.7.6, which takes no vendor data from drives.
+	MergeVendor   bool   `json:"mergeVendorData,omitempty" doc:"Put vendor data into the user data."`
+	AdminPassword string `json:"adminPassword,omitempty" maxLength:"255" doc:"The name of the public parameter whose value becomes the administrator's password; for Windows answer files."`
 }
 
 // Medium is what a medium of an instance holds. It travels as a tar archive, whose

@@ -22,7 +22,9 @@ import (
 type mediaOptions struct {
 	carrier, dialect, out, ttl, appendTo string
 	partition                            string // the disk that gets one
-	size                                 int64  // MiB
+	adminPassword                        string
+	mergeVendor                          bool
+	size                                 int64 // MiB
 }
 
 func (p *program) mediaCommand() *cobra.Command {
@@ -75,6 +77,8 @@ away again.`,
 	f.StringVar(&o.partition, "partition", "", "the `disk` to add a partition to, instead of writing a file")
 	f.Int64Var(&o.size, "size", 0, "`MiB` of a disk (default the smallest that holds it, from 16) or partition (default 16, and 17 on sectors of 4096 bytes)")
 	f.StringVar(&o.appendTo, "append-to", "", "an initial RAM disk, a `file` that FILE begins with; for the carrier initrd")
+	f.BoolVar(&o.mergeVendor, "merge-vendor-data", false, "put vendor data into the user data, for cloud-init before 0.7.6 and for altcloud")
+	f.StringVar(&o.adminPassword, "admin-password", "", "the public `parameter` that becomes the administrator's password; for unattend and sysprep")
 	c.MarkFlagRequired("dialect")
 	c.MarkFlagsOneRequired("out", "partition")
 	for _, whole := range []string{"out", "carrier", "append-to"} {
@@ -126,7 +130,7 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 
 // medium asks for what the medium holds. That makes its token, so it comes last.
 func (p *program) medium(ctx context.Context, ref, carrier string, o *mediaOptions) (*api.Medium, *media.Volume, error) {
-	request := api.MediumRequest{Dialect: o.dialect, Carrier: carrier}
+	request := api.MediumRequest{Dialect: o.dialect, Carrier: carrier, MergeVendor: o.mergeVendor, AdminPassword: o.adminPassword}
 	if o.ttl != "" {
 		life, err := imprint.ParseDuration(o.ttl)
 		if err != nil {

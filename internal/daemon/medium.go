@@ -37,7 +37,7 @@ func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what ap
 	in := dialect.DriveInput{
 		Readers: carrier.Readers | drive.Readers, Form: carrier.Form,
 		Closed: inst.Enrolment.State == imprint.Closed || !inst.Enrolment.State.Open(),
-		Seed:   make([]byte, dialect.SeedSize),
+		Seed:   make([]byte, dialect.SeedSize), MergeVendor: what.MergeVendor, AdminPassword: what.AdminPassword,
 	}
 	rand.Read(in.Seed) // never fails
 	m := &api.Medium{Label: drive.Label, Time: inst.Updated, Files: map[string]imprint.Secret{}}

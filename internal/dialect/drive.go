@@ -45,6 +45,8 @@ type Drive struct {
 	// Payload says that the bootstrap document is on it, with a one-time token where
 	// the readers allow one.
 	Payload bool
+	// Password says that it can set a password of the administrator.
+	Password bool
 	// Forms say what it can be put on.
 	Forms  []Form
 	render func(values, *imprint.Instance, Facts, DriveInput) error
@@ -57,6 +59,11 @@ type DriveInput struct {
 	Seed    []byte          // for the guest's random numbers, as in [OpenStack]
 	Payload []byte          // encoded; for a [Drive] that has one
 	Form    Form            // of the medium
+	// MergeVendor puts vendor data into the user data.
+	MergeVendor bool
+	// AdminPassword names the public parameter that is the password of Windows'
+	// administrator; "" sets none.
+	AdminPassword string
 }
 
 // Drives returns the dialects that there are on media.
@@ -64,14 +71,16 @@ func Drives() []Drive {
 	// cloud-init and cloudbase-init show what they read to all users of the guest.
 	const all = imprint.GuestProcesses
 	return []Drive{
-		{"openstack", "config drive of Nova's, for cloud-init, cloudbase-init and others", "config-2", all, false, []Form{Volume}, configDrive},
-		{"nocloud", "for cloud-init's NoCloud", "cidata", all, false, []Form{Volume}, noCloudDrive},
-		{"nocloud-net", "the line that sends cloud-init's NoCloud to the host's metadata", "", all, false, []Form{System}, noCloudSeed},
-		{"ec2", "the part of a config drive that is in EC2's terms", "config-2", all, false, []Form{Volume}, ec2Drive},
-		{"ganeti", "the parameters of a Ganeti operating system", "ganeti", all, false, []Form{Volume}, ganetiDrive},
-		{"unattend", "answer file for Windows Setup and sysprep", "unattend", all, false, []Form{Volume}, unattendDrive},
-		{"credentials", "systemd credentials, and the payload for imprint-agent", "", 0, true, []Form{Initrd, Firmware, FWCfg}, credentialsDrive},
-		{"native", "the payload for imprint-agent", "IMPRINT", 0, true, []Form{Volume, Initrd, Firmware, FWCfg}, nativeDrive},
+		{"openstack", "config drive of Nova's, for cloud-init, cloudbase-init and others", "config-2", all, false, false, []Form{Volume}, configDrive},
+		{"nocloud", "for cloud-init's NoCloud", "cidata", all, false, false, []Form{Volume}, noCloudDrive},
+		{"nocloud-net", "the line that sends cloud-init's NoCloud to the host's metadata", "", all, false, false, []Form{System}, noCloudSeed},
+		{"ec2", "the part of a config drive that is in EC2's terms", "config-2", all, false, false, []Form{Volume}, ec2Drive},
+		{"ganeti", "the parameters of a Ganeti operating system", "ganeti", all, false, false, []Form{Volume}, ganetiDrive},
+		{"unattend", "answer file for Windows Setup and sysprep", "unattend", all, false, true, []Form{Volume}, unattendDrive},
+		{"sysprep", "answer file for Mini-Setup of Windows XP and Server 2003", "sysprep", all, false, true, []Form{Volume}, sysprepDrive},
+		{"altcloud", "user data for cloud-init's AltCloud, on a floppy or a CD", "CDROM", all, false, false, []Form{Volume}, altCloudDrive},
+		{"credentials", "systemd credentials, and the payload for imprint-agent", "", 0, true, false, []Form{Initrd, Firmware, FWCfg}, credentialsDrive},
+		{"native", "the payload for imprint-agent", "IMPRINT", 0, true, false, []Form{Volume, Initrd, Firmware, FWCfg}, nativeDrive},
 	}
 }
 
@@ -97,6 +106,13 @@ func (d Drive) Fits(f Form) bool { return slices.Contains(d.Forms, f) }
 // [imprint.Invalid] for an instance that the dialect cannot describe.
 func (d Drive) Render(inst *imprint.Instance, facts Facts, in DriveInput) (*imprint.View, []string, error) {
 	v := values{in.Readers, map[string]imprint.Value{}}
+	if in.AdminPassword != "" && !d.Password {
+		return nil, nil, imprint.Errorf(imprint.Invalid, "render", d.Name, "it has no place for an administrator's password").
+			WithHint("unattend and sysprep have one")
+	}
+	if in.MergeVendor && !in.Closed { // then there is no user data to merge it into
+		inst = mergeVendor(inst)
+	}
 	if err := d.render(v, inst, facts, in); err != nil {
 		return nil, nil, err
 	}

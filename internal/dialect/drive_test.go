@@ -3,6 +3,7 @@ package dialect_test
 import (
 	"encoding/xml"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -23,6 +24,27 @@ func drive(t *testing.T, name string) dialect.Drive {
 	return d
 }
 
+// instanceFor is an instance that d can describe.
+func instanceFor(d dialect.Drive) *imprint.Instance {
+	inst := instance()
+	if d.Name == "sysprep" {
+		inst.Spec.Network = ipv4Network()
+	}
+	return inst
+}
+
+// ipv4Network is as much of a network as Windows XP can be told.
+func ipv4Network() *imprint.Network {
+	return &imprint.Network{Ethernets: map[string]imprint.Ethernet{
+		"lan0": {
+			MAC: "52:54:00:12:34:56", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24"), netip.MustParsePrefix("192.0.2.11/32")},
+			Routes:      []imprint.Route{{To: "default", Via: netip.MustParseAddr("192.0.2.1")}},
+			Nameservers: imprint.Nameservers{Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("192.0.2.54")}, Search: []string{"a.example", "b.example"}},
+		},
+		"lan1": {MAC: "52:54:00:12:34:57", DHCP4: true},
+	}}
+}
+
 func TestDrives(t *testing.T) {
 	t.Parallel()
 	for _, d := range dialect.Drives() {
@@ -35,7 +57,7 @@ func TestDrives(t *testing.T) {
 				name += "-" + string(form)
 			}
 			in := dialect.DriveInput{Readers: mediumReaders | d.Readers, Form: form, Payload: []byte("{\"imprint\":1}\n")}
-			view, omitted, err := d.Render(instance(), facts, in)
+			view, omitted, err := d.Render(instanceFor(d), facts, in)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -64,8 +86,9 @@ func TestDrivesAfterTheBoot(t *testing.T) {
 		"ec2":       {},
 		"nocloud":   {"user-data": ""},
 	} {
-		d := drive(t, name)
-		view, omitted, err := d.Render(instance(), facts, dialect.DriveInput{Readers: mediumReaders | d.Readers, Closed: true})
+		d, inst := drive(t, name), instance()
+		inst.Spec.VendorData = "#cloud-config\n"
+		view, omitted, err := d.Render(inst, facts, dialect.DriveInput{Readers: mediumReaders | d.Readers, Closed: true, MergeVendor: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -84,6 +107,9 @@ func TestDrivesAfterTheBoot(t *testing.T) {
 		if len(want) > 0 {
 			t.Errorf("%s has no %q", name, want)
 		}
+		if v := view.Values["vendor-data"]; name == "nocloud" && string(v.Data) != inst.Spec.VendorData {
+			t.Errorf("the vendor data went with the user data")
+		}
 	}
 }
 
@@ -91,7 +117,7 @@ func TestDrivesAfterTheBoot(t *testing.T) {
 func TestDrivesForNobodyInParticular(t *testing.T) {
 	t.Parallel()
 	for _, d := range dialect.Drives() {
-		if view, _, err := d.Render(instance(), facts, dialect.DriveInput{Payload: []byte("{}")}); err != nil || len(view.Values) > 0 {
+		if view, _, err := d.Render(instanceFor(d), facts, dialect.DriveInput{Payload: []byte("{}")}); err != nil || len(view.Values) > 0 {
 			t.Errorf("%s: %d files, %v", d.Name, len(view.Values), err)
 		}
 	}

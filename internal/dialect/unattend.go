@@ -18,12 +18,15 @@ const agentCommand = `cmd.exe /c if exist "%ProgramFiles%\imprint\imprint-agent.
 
 // unattendDrive renders the answer file of Windows Setup under both names that it
 // is looked for: by Setup itself, and by what starts after sysprep. It sets no
-// password: an answer file is kept on the disk, where all can read it.
-func unattendDrive(v values, inst *imprint.Instance, _ Facts, _ DriveInput) error {
+// password of its own accord: an answer file is kept on the disk, where all can read it.
+func unattendDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) error {
 	spec := &inst.Spec
-	if n := len(spec.Name); n > maxComputerName {
-		return imprint.Errorf(imprint.Invalid, "render answer file for", inst.Ref(), "its name has %d characters, and that of a Windows computer at most %d", n, maxComputerName).
-			WithHint("create the instance under a shorter name")
+	if err := checkComputerName(inst); err != nil {
+		return err
+	}
+	secret, err := password(inst, in)
+	if err != nil {
+		return err
 	}
 	specialize := []component{
 		{Name: "Microsoft-Windows-Shell-Setup", Computer: string(spec.Name)},
@@ -35,17 +38,33 @@ func unattendDrive(v values, inst *imprint.Instance, _ Facts, _ DriveInput) erro
 	if n := spec.Network; n != nil {
 		specialize = withNetwork(specialize, n)
 	}
-	for i := range specialize {
-		c := &specialize[i]
-		c.Architecture, c.Token, c.Language, c.Scope = "amd64", "31bf3856ad364e35", "neutral", "nonSxS"
+	passes := []settings{{"specialize", specialize}}
+	if secret != "" {
+		shell := component{Name: "Microsoft-Windows-Shell-Setup", Password: &adminPassword{secret, true}}
+		passes = append(passes, settings{"oobeSystem", []component{shell}})
 	}
-	b, err := xml.MarshalIndent(unattend{Settings: []settings{{"specialize", specialize}}}, "", "  ")
+	for _, p := range passes {
+		for i := range p.Components {
+			c := &p.Components[i]
+			c.Architecture, c.Token, c.Language, c.Scope = "amd64", "31bf3856ad364e35", "neutral", "nonSxS"
+		}
+	}
+	b, err := xml.MarshalIndent(unattend{Settings: passes}, "", "  ")
 	if err != nil {
 		return imprint.Errorf(imprint.Internal, "render answer file for", inst.Ref(), "%w", err)
 	}
 	file := xml.Header + string(b) + "\n"
 	for _, name := range []string{"Autounattend.xml", "Unattend.xml"} {
 		v.put(name, imprint.Public, file)
+	}
+	return nil
+}
+
+// checkComputerName fails if inst has a name that no Windows computer can have.
+func checkComputerName(inst *imprint.Instance) error {
+	if n := len(inst.Spec.Name); n > maxComputerName {
+		return imprint.Errorf(imprint.Invalid, "render answer file for", inst.Ref(), "its name has %d characters, and that of a Windows computer at most %d", n, maxComputerName).
+			WithHint("create the instance under a shorter name")
 	}
 	return nil
 }
@@ -62,15 +81,20 @@ type (
 		Components []component `xml:"component"`
 	}
 	component struct {
-		Name         string      `xml:"name,attr"`
-		Architecture string      `xml:"processorArchitecture,attr"`
-		Token        string      `xml:"publicKeyToken,attr"`
-		Language     string      `xml:"language,attr"`
-		Scope        string      `xml:"versionScope,attr"`
-		Computer     string      `xml:"ComputerName,omitempty"`
-		Domain       string      `xml:"DNSDomain,omitempty"`
-		Commands     *commands   `xml:"RunSynchronous"`
-		Interfaces   *interfaces `xml:"Interfaces"`
+		Name         string         `xml:"name,attr"`
+		Architecture string         `xml:"processorArchitecture,attr"`
+		Token        string         `xml:"publicKeyToken,attr"`
+		Language     string         `xml:"language,attr"`
+		Scope        string         `xml:"versionScope,attr"`
+		Computer     string         `xml:"ComputerName,omitempty"`
+		Domain       string         `xml:"DNSDomain,omitempty"`
+		Commands     *commands      `xml:"RunSynchronous"`
+		Interfaces   *interfaces    `xml:"Interfaces"`
+		Password     *adminPassword `xml:"UserAccounts>AdministratorPassword"`
+	}
+	adminPassword struct {
+		Value string `xml:"Value"`
+		Plain bool   `xml:"PlainText"`
 	}
 	commands struct {
 		List []command `xml:"RunSynchronousCommand"`
