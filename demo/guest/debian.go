@@ -26,6 +26,7 @@ type debian struct {
 	suite    string
 	packages []string
 	masked   []string          // units that only cost time under emulation
+	enabled  []string          // units that are not by themselves
 	files    map[string]string // by path
 }
 
@@ -37,15 +38,9 @@ func debian12() debian {
 			"systemd", "systemd-sysv", "udev", "dbus", "cloud-init", "python3-serial", "openssh-server", "sudo",
 			"iproute2", "ifupdown", "isc-dhcp-client", "net-tools", "netbase", "kmod", "procps", "ca-certificates",
 		},
-		masked: []string{
-			"apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
-			"fstrim.timer", "systemd-tmpfiles-clean.timer", "getty@tty1.service", "serial-getty@ttyS0.service", "systemd-pstore.service",
-			"dev-hugepages.mount", "dev-mqueue.mount", "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "systemd-binfmt.service",
-			"keyboard-setup.service", "console-setup.service", "systemd-logind.service", "systemd-update-utmp.service",
-			"modprobe@configfs.service", "modprobe@drm.service", "modprobe@efi_pstore.service", "modprobe@fuse.service",
-		},
+		masked: slow(),
 		files: map[string]string{
-			"etc/fstab":    "LABEL=rootfs / ext4 defaults,noatime 0 1\n",
+			"etc/fstab":    rootfs,
 			"etc/hostname": "unset\n",
 			// The build host's resolver is none of the guest's.
 			"etc/resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
@@ -60,12 +55,45 @@ cloud_final_modules: [scripts-user, final-message, power-state-change]
 	}
 }
 
+// debian13 has systemd 257 and little else, and no agent.
+func debian13() debian {
+	return debian{
+		suite:    "trixie",
+		packages: []string{"systemd", "systemd-sysv", "udev", "dbus", "iproute2", "kmod", "procps"},
+		masked:   slow(),
+		enabled:  []string{"systemd-networkd.service"},
+		files:    map[string]string{"etc/fstab": rootfs, "etc/hostname": "unset\n"},
+	}
+}
+
+const rootfs = "LABEL=rootfs / ext4 defaults,noatime 0 1\n"
+
+// slow are units that only cost time under emulation.
+func slow() []string {
+	return []string{
+		"apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
+		"fstrim.timer", "systemd-tmpfiles-clean.timer", "getty@tty1.service", "serial-getty@ttyS0.service", "systemd-pstore.service",
+		"dev-hugepages.mount", "dev-mqueue.mount", "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "systemd-binfmt.service",
+		"keyboard-setup.service", "console-setup.service", "systemd-logind.service", "systemd-update-utmp.service",
+		"modprobe@configfs.service", "modprobe@drm.service", "modprobe@efi_pstore.service", "modprobe@fuse.service",
+	}
+}
+
 // Debian returns a raw disk image of Debian 12 with cloud-init, and with k's
 // modules. It takes mmdebstrap, mke2fs, root, the network, and minutes to make one;
 // cache keeps it for as long as recipe and kernel stay the same.
 func Debian(ctx context.Context, cache string, k Kernel) (image string, err error) {
-	recipe := debian12()
-	sum := sha256.Sum256(fmt.Append(nil, recipe, k.ABI))
+	return debian12().image(ctx, cache, k)
+}
+
+// Bare is [Debian] for a Debian 13 with systemd and systemd-networkd, and nothing
+// that would configure it.
+func Bare(ctx context.Context, cache string, k Kernel) (image string, err error) {
+	return debian13().image(ctx, cache, k)
+}
+
+func (d debian) image(ctx context.Context, cache string, k Kernel) (image string, err error) {
+	sum := sha256.Sum256(fmt.Append(nil, d, k.ABI))
 	image, err = filepath.Abs(filepath.Join(cache, fmt.Sprintf("debian-%x.raw", sum[:6])))
 	if err != nil {
 		return "", err
@@ -79,7 +107,7 @@ func Debian(ctx context.Context, cache string, k Kernel) (image string, err erro
 	}
 	defer os.RemoveAll(temp)
 	root := filepath.Join(temp, "root")
-	if err := recipe.install(ctx, root, k); err != nil {
+	if err := d.install(ctx, root, k); err != nil {
 		return "", err
 	}
 	fresh := image + ".new"
@@ -101,6 +129,11 @@ func (d debian) install(ctx context.Context, root string, k Kernel) error {
 	}
 	for _, unit := range d.masked {
 		if err := os.Symlink("/dev/null", filepath.Join(root, "etc/systemd/system", unit)); err != nil {
+			return err
+		}
+	}
+	for _, unit := range d.enabled {
+		if err := command(ctx, "systemctl", "--root", root, "enable", unit); err != nil {
 			return err
 		}
 	}

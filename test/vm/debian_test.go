@@ -3,6 +3,7 @@
 package vm_test
 
 import (
+	"context"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -15,10 +16,16 @@ import (
 // a minute or more to make the first.
 func debianImage(t *testing.T, k guest.Kernel) string {
 	t.Helper()
+	return madeImage(t, k, guest.Debian)
+}
+
+// madeImage returns the disk image that make makes.
+func madeImage(t *testing.T, k guest.Kernel, make func(ctx context.Context, cache string, k guest.Kernel) (string, error)) string {
+	t.Helper()
 	need.Root(t)
 	need.Program(t, "mmdebstrap", "mmdebstrap")
 	need.Program(t, "mke2fs", "e2fsprogs")
-	image, err := guest.Debian(t.Context(), cache, k)
+	image, err := make(t.Context(), cache, k)
 	if err != nil {
 		t.Fatal(err)
 	}

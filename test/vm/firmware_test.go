@@ -3,9 +3,11 @@
 package vm_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"imprint"
 	"imprint/demo/guest"
 	"imprint/internal/platform/qemu"
+	"imprint/test/need"
 )
 
 // The agent enrols with what QEMU's firmware says, of which nothing is on QEMU's
@@ -116,6 +119,66 @@ func TestStockSystemdCredentials(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A Debian 13 that has only the agent's program, and no name, address or unit for it,
+// gets all that from the firmware and enrols.
+func TestBareSystemEnrolsByCredentials(t *testing.T) {
+	needQEMU(t)
+	need.Program(t, "systemctl", "systemd")
+	kernel, err := guest.FetchKernel(t.Context(), cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := madeImage(t, kernel, guest.Bare)
+	initrd, err := guest.Build(t.Context(), guest.Config{
+		Cache: cache, Out: filepath.Join(t.TempDir(), "initrd.cpio"), Script: script(t, "systemd/boot.sh"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(t, "--check-in", freeAddress(t))
+	id := s.create(`name: bare-1
+dnsNames: [bare-1.lab.internal]
+channels: [est]
+network: {ethernets: {lan0: {macaddress: "52:54:00:12:34:56", addresses: [10.0.2.15/24]}}}
+`)
+	m := qemu.Machine{
+		CPUs: 2, MemoryMiB: 768, Kernel: initrd.Kernel, Initrd: initrd.Initrd, Instance: id, Append: quietDisk,
+		OEMStrings: filepath.Join(t.TempDir(), "strings"),
+		NICs:       []qemu.NIC{{MAC: "52:54:00:12:34:56", Open: true}},
+	}
+	s.imprint(nil, "media", "bare-1", "--dialect", "credentials", "--carrier", "smbios", "--out", m.OEMStrings)
+	m.Disks = []qemu.Disk{{Path: disk}, {Path: archive(t, map[string]string{
+		"usr/sbin/imprint-agent":         read(t, program("imprint-agent")),
+		"etc/imprint/enrolled.d/10-tell": string(script(t, "systemd/tell.sh")),
+		"etc/hosts":                      "10.0.2.2 imprint.internal\n",
+	})}}
+	console := boot(t, m, stockLimit).poweredOff()
+	expectByToken(t, s.describe("bare-1"))
+	expectConsole(t, console, "guest: bare-1.lab.internal is enrolled by imprint-enrol.service\n", "guest: 10.0.2.15/24\n")
+}
+
+// archive returns a tar archive, as a disk, of programs and other files by path.
+func archive(t *testing.T, files map[string]string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "archive.tar")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w := tar.NewWriter(f)
+	for name, content := range files {
+		err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content))})
+		if _, failed := io.WriteString(w, content); err != nil || failed != nil {
+			t.Fatal(err, failed)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 func read(t *testing.T, path string) string {
