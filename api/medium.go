@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,13 +42,14 @@ const (
 	recordTime    = "IMPRINT.time"
 	recordToken   = "IMPRINT.token"
 	recordOmitted = "IMPRINT.omitted"
+	recordFiles   = "IMPRINT.files" // how many there are: an archive that was cut off looks whole
 )
 
 // Encode returns the archive.
 func (m *Medium) Encode() (imprint.Secret, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	records := map[string]string{recordLabel: m.Label, recordTime: m.Time.UTC().Format(time.RFC3339), recordOmitted: strings.Join(m.Omitted, "\n")}
+	records := map[string]string{recordLabel: m.Label, recordTime: m.Time.UTC().Format(time.RFC3339), recordOmitted: strings.Join(m.Omitted, "\n"), recordFiles: strconv.Itoa(len(m.Files))}
 	if m.Token {
 		records[recordToken] = "true"
 	}
@@ -66,12 +68,17 @@ func (m *Medium) Encode() (imprint.Secret, error) {
 	return imprint.NewSecret(b.Bytes()), nil
 }
 
-// DecodeMedium reads an archive. It fails with kind [imprint.Invalid].
+// maxMediumFiles is how many files an archive may have: as many as any medium.
+const maxMediumFiles = 4096
+
+// DecodeMedium reads an archive. Its files have together no more bytes than b: what
+// claims more is sparse, and [Medium.Encode] writes no such. It fails with kind
+// [imprint.Invalid].
 func DecodeMedium(b []byte) (*Medium, error) {
-	invalid := func(err error) (*Medium, error) {
-		return nil, imprint.Errorf(imprint.Invalid, "decode", "medium", "%w", err)
+	invalid := func(format string, args ...any) (*Medium, error) {
+		return nil, imprint.Errorf(imprint.Invalid, "decode", "medium", format, args...)
 	}
-	m := &Medium{Files: map[string]imprint.Secret{}}
+	m, left, count := &Medium{Files: map[string]imprint.Secret{}}, int64(len(b)), ""
 	r := tar.NewReader(bytes.NewReader(b))
 	for {
 		h, err := r.Next()
@@ -79,28 +86,49 @@ func DecodeMedium(b []byte) (*Medium, error) {
 			break
 		}
 		if err != nil {
-			return invalid(err)
+			return invalid("%w", err)
 		}
 		if h.Typeflag == tar.TypeXGlobalHeader {
-			m.Label, m.Token = h.PAXRecords[recordLabel], h.PAXRecords[recordToken] == "true"
-			if s := h.PAXRecords[recordOmitted]; s != "" {
-				m.Omitted = strings.Split(s, "\n")
+			if err := m.decodeHeader(h.PAXRecords); err != nil {
+				return invalid("%w", err)
 			}
-			if m.Time, err = time.Parse(time.RFC3339, h.PAXRecords[recordTime]); err != nil {
-				return invalid(err)
-			}
+			count = h.PAXRecords[recordFiles]
 			continue
 		}
-		data, err := io.ReadAll(io.LimitReader(r, int64(len(b)))) // a sparse file claims more than there is
+		_, twice := m.Files[h.Name]
+		switch left -= h.Size; {
+		case h.Typeflag != tar.TypeReg:
+			return invalid("%q is not a file", h.Name)
+		case twice:
+			return invalid("it has %q twice", h.Name)
+		case len(m.Files) == maxMediumFiles:
+			return invalid("it has more than %d files", maxMediumFiles)
+		case left < 0:
+			return invalid("%q has more bytes than the archive", h.Name)
+		}
+		data, err := io.ReadAll(r)
 		if err != nil {
-			return invalid(err)
+			return invalid("%w", err)
 		}
 		m.Files[h.Name] = imprint.NewSecret(data)
 	}
 	if m.Time.IsZero() {
-		return invalid(errors.New("it has no global header"))
+		return invalid("it has no global header")
+	}
+	if count != strconv.Itoa(len(m.Files)) {
+		return invalid("it has %d of %q files", len(m.Files), count)
 	}
 	return m, nil
+}
+
+// decodeHeader takes what [Medium.Encode] puts into the global header.
+func (m *Medium) decodeHeader(records map[string]string) (err error) {
+	m.Label, m.Token = records[recordLabel], records[recordToken] == "true"
+	if s := records[recordOmitted]; s != "" {
+		m.Omitted = strings.Split(s, "\n")
+	}
+	m.Time, err = time.Parse(time.RFC3339, records[recordTime])
+	return err
 }
 
 // Medium returns what a medium of the instance holds. If the dialect has a payload
