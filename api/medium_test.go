@@ -103,6 +103,7 @@ func TestDecodeMedium(t *testing.T) {
 	file := tar.Header{Typeflag: tar.TypeReg, Name: "a", Size: 600}
 	for says, b := range map[string][]byte{
 		"no global header":             archive(t)[1024:],
+		`it has 1 of "2" files`:        archive(t, file, tar.Header{Typeflag: tar.TypeReg, Name: "b"})[:2560],
 		"unexpected EOF":               archive(t, file)[:2048],
 		`"d/" is not a file`:           archive(t, tar.Header{Typeflag: tar.TypeDir, Name: "d/"}),
 		`"l" is not a file`:            archive(t, tar.Header{Typeflag: tar.TypeSymlink, Name: "l", Linkname: "/etc/passwd"}),
