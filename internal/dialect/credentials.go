@@ -11,20 +11,17 @@ import (
 )
 
 // credentialsDrive renders system credentials (systemd.system-credentials(7)) for the
-// firmware, or as files where systemd takes them over from an initial RAM disk, which
-// it does from version 254 on. What one version does not know it leaves alone:
+// firmware, for systemd-stub, or as files where systemd takes them over from an
+// initial RAM disk, which it does from version 254 on. What one version does not know it leaves alone:
 //
 //	252  sysctl.extra, which sets the name whatever the image calls itself; root's SSH
-//	     keys; tmpfiles.extra, which makes a file of the payload in an initial RAM disk
+//	     keys; tmpfiles.extra, which makes a file of the payload that came by an initial RAM disk
 //	254  system.hostname, for an image without a name
 //	256  the files of systemd-networkd; the unit that runs the agent
 //
 // A manifest has no users but root's SSH keys, and no passwords.
 func credentialsDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) error {
-	dir := SystemdNames
-	if in.Form == Initrd {
-		dir = "run/credentials/@initrd/"
-	}
+	dir := map[Form]string{Initrd: "run/credentials/@initrd/", Firmware: SystemdNames, FWCfg: SystemdNames}[in.Form]
 	put := func(name, data string) { v.put(dir+name, imprint.Public, data) }
 	spec := &inst.Spec
 	put("system.hostname", kernelName(spec))
@@ -32,7 +29,7 @@ func credentialsDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) 
 	if len(spec.SSHKeys) > 0 {
 		put("ssh.authorized_keys.root", strings.Join(spec.SSHKeys, "\n")+"\n")
 	}
-	if in.Form == Initrd {
+	if in.Form == Initrd || in.Form == Stub {
 		put("tmpfiles.extra", "d /etc/imprint 0700 root root -\nf~ /etc/imprint/payload.json 0600 root root - "+base64.StdEncoding.EncodeToString(in.Payload)+"\n")
 	} else { // the agent finds it by itself, and it is on no disk
 		v.put(ImprintNames+"payload", imprint.Public, string(in.Payload))

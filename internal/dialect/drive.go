@@ -16,6 +16,7 @@ const (
 	Initrd   Form = "initrd"   // unpacked into the root of an initial RAM disk
 	Firmware Form = "firmware" // strings of the firmware
 	FWCfg    Form = "fw-cfg"   // files of QEMU's fw_cfg, whose names are short
+	Stub     Form = "stub"     // credentials that systemd-stub hands to systemd in an initial RAM disk
 	System   Form = "system"   // what the firmware says of the system as a whole
 )
 
@@ -79,7 +80,7 @@ func Drives() []Drive {
 		{"unattend", "answer file for Windows Setup and sysprep", "unattend", all, false, true, []Form{Volume}, unattendDrive},
 		{"sysprep", "answer file for Mini-Setup of Windows XP and Server 2003", "sysprep", all, false, true, []Form{Volume}, sysprepDrive},
 		{"altcloud", "user data for cloud-init's AltCloud, on a floppy or a CD", "CDROM", all, false, false, []Form{Volume}, altCloudDrive},
-		{"credentials", "systemd credentials, and the payload for imprint-agent", "", 0, true, false, []Form{Initrd, Firmware, FWCfg}, credentialsDrive},
+		{"credentials", "systemd credentials, and the payload for imprint-agent", "", 0, true, false, []Form{Initrd, Firmware, FWCfg, Stub}, credentialsDrive},
 		{"native", "the payload for imprint-agent", "IMPRINT", 0, true, false, []Form{Volume, Initrd, Firmware, FWCfg}, nativeDrive},
 	}
 }

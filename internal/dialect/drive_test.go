@@ -48,7 +48,7 @@ func ipv4Network() *imprint.Network {
 func TestDrives(t *testing.T) {
 	t.Parallel()
 	for _, d := range dialect.Drives() {
-		for _, form := range []dialect.Form{dialect.Volume, dialect.Initrd, dialect.Firmware, dialect.FWCfg, dialect.System} {
+		for _, form := range []dialect.Form{dialect.Volume, dialect.Initrd, dialect.Firmware, dialect.FWCfg, dialect.Stub, dialect.System} {
 			if !d.Fits(form) {
 				continue
 			}

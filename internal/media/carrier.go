@@ -53,6 +53,7 @@ func Carriers() []Carrier {
 		{"smbios", "SMBIOS structure of OEM strings, for QEMU's -smbios file=", oemSize, readers, dialect.Firmware, fixed("smbios", SMBIOS), nil},
 		{"smbios-system", "SMBIOS structure of the system's UUID and serial number, for QEMU's -smbios file=", systemSize, readers, dialect.System, fixed("smbios-system", System), nil},
 		{"fw-cfg", "directory of files for QEMU's fw_cfg, with what attaches them to QEMU and libvirt", fwCfgSize, readers, dialect.FWCfg, nil, FWCfg},
+		{"esp", "directory to copy into an EFI system partition: credentials that systemd-stub hands over", stubSize, readers, dialect.Stub, nil, Stub},
 		{"libvirt-smbios", "part of a domain of libvirt's: OEM strings, which are on QEMU's command line", oemSize, readers | imprint.HostProcesses, dialect.Firmware, fixed("libvirt-smbios", LibvirtOEM), nil},
 		{"libvirt-system", "part of a domain of libvirt's: the system's serial number", systemSize, readers | imprint.HostProcesses, dialect.System, fixed("libvirt-system", LibvirtSystem), nil},
 		{"partition", "FAT partition added to a disk that has others, with --partition", MaxContent, readers, dialect.Volume, nil, nil},

@@ -7,12 +7,14 @@ import (
 	"io"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"imprint"
+	"imprint/internal/dialect"
 	"imprint/internal/media"
 	"imprint/test/need"
 )
@@ -21,11 +23,15 @@ import (
 // and is none to be written as one file.
 func testDirectory(t *testing.T, c media.Carrier) {
 	t.Helper()
-	v := &media.Volume{Files: map[string][]byte{"org.imprint/payload": make([]byte, c.Capacity)}}
+	one, more := "org.imprint/payload", "org.imprint/b"
+	if c.Form == dialect.Stub {
+		one, more = "payload", "b"
+	}
+	v := &media.Volume{Time: at, Files: map[string][]byte{one: make([]byte, c.Capacity)}}
 	if _, err := c.Files(v, "/dir"); err != nil {
 		t.Errorf("%s does not hold %d bytes: %v", c.Name, c.Capacity, err)
 	}
-	v.Files["org.imprint/b"] = []byte("x")
+	v.Files[more] = []byte("x")
 	if _, err := c.Files(v, "/dir"); imprint.KindOf(err) != imprint.Exhausted {
 		t.Errorf("%s and one byte more than it holds: %v", c.Name, err)
 	}
@@ -185,6 +191,55 @@ func TestLibvirtUnderstands(t *testing.T) {
 		out := run(t, virsh, "-c", "qemu:///embed?root="+t.TempDir(), "domxml-to-native", "qemu-argv", "--xml", path)
 		if !strings.Contains(out, c.want) || strings.Contains(out, "canary") {
 			t.Errorf("%s: no %q in %s", name, c.want, out)
+		}
+	}
+}
+
+// systemd's own program finds in each file what was put there, under its name alone.
+func TestStub(t *testing.T) {
+	t.Parallel()
+	program := need.Program(t, "systemd-creds", "systemd")
+	v := &media.Volume{Time: at, Files: map[string][]byte{
+		"system.hostname": []byte("web-1"), "tmpfiles.extra": bytes.Repeat([]byte("d /x\n\x00"), 700), "empty": nil,
+		"systemd.unit-dropin.multi-user.target": []byte("[Unit]\n"), "eight8ch": []byte("x"),
+	}}
+	files, err := media.Stub(v, "/dir")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := media.Stub(v, "/other")
+	if err != nil || !maps.EqualFunc(files, again, bytes.Equal) || len(files) != len(v.Files) {
+		t.Errorf("%d files, and other %d: %v", len(files), len(again), err)
+	}
+	dir := t.TempDir()
+	for name, want := range v.Files {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, files["loader/credentials/"+name+".cred"], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(program, "decrypt", "--name="+name, path, "-")
+		var log bytes.Buffer
+		cmd.Stderr = &log
+		if out, err := cmd.Output(); err != nil || !bytes.Equal(out, want) {
+			t.Errorf("%s: %q, %v: %s", name, out, err, log.String())
+		}
+		if err := exec.Command(program, "decrypt", "--name=other", path, "-").Run(); err == nil {
+			t.Errorf("%s goes under another name", name)
+		}
+	}
+	for name, c := range map[string]struct {
+		v    media.Volume
+		kind imprint.Kind
+	}{
+		"none":      {media.Volume{Time: at}, imprint.Exhausted},
+		"year 1":    {media.Volume{Files: v.Files}, imprint.Invalid},
+		"directory": {media.Volume{Time: at, Files: map[string][]byte{"a/b": nil}}, imprint.Invalid},
+		"climbing":  {media.Volume{Time: at, Files: map[string][]byte{"..": nil}}, imprint.Invalid},
+		"hidden":    {media.Volume{Time: at, Files: map[string][]byte{".a": nil}}, imprint.Invalid},
+		"not FAT's": {media.Volume{Time: at, Files: map[string][]byte{"a:b": nil}}, imprint.Invalid},
+	} {
+		if files, err := media.Stub(&c.v, "/dir"); imprint.KindOf(err) != c.kind || err == nil || files != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
