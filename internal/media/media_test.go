@@ -60,6 +60,7 @@ func writers() []writer {
 	return []writer{
 		{"iso by Rock Ridge", "config-2", media.ISO, func(t *testing.T, image string) map[string][]byte { return isoinfo(t, image, "-R") }},
 		{"iso by Joliet", "config-2", media.ISO, func(t *testing.T, image string) map[string][]byte { return isoinfo(t, image, "-J") }},
+		{"iso by xorriso", "config-2", media.ISO, xorrisoExtracted},
 		{"floppy", "CONFIG-2", media.Floppy, mtools(0)},
 		{"fat16", "CONFIG-2", disk(media.NoTable, 0), mtools(0)},
 		{"fat16 of 40 MiB", "CONFIG-2", disk(media.NoTable, 40<<20), mtools(0)},
@@ -207,6 +208,19 @@ func isoinfo(t *testing.T, image, extension string) map[string][]byte {
 		files[path[1:]] = []byte(run(t, program, append(args, "-x", path)...))
 	}
 	return files
+}
+
+func xorrisoExtracted(t *testing.T, image string) map[string][]byte {
+	program := need.Program(t, "xorriso", "xorriso")
+	dir := filepath.Join(t.TempDir(), "out")
+	out := run(t, program, "-report_about", "SORRY", "-indev", image, "-osirrox", "on", "-extract", "/", dir, "-pvd_info")
+	if !strings.Contains(out, "Volume Id    : config-2\n") {
+		t.Errorf("xorriso finds the label:\n%s", out)
+	}
+	if out, err := exec.Command("chmod", "-R", "u+w", dir).CombinedOutput(); err != nil { // as they are on the medium, no one may remove them
+		t.Errorf("chmod: %v\n%s", err, out)
+	}
+	return tree(t, dir)
 }
 
 func mcopied(t *testing.T, image string, offset int) map[string][]byte {
