@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"slices"
 	"strings"
@@ -87,7 +88,8 @@ func layISO(v *Volume, root *node) *image {
 			d.lba = take(int(d.size))
 		}
 	}
-	extents := map[string]uint32{} // by content
+	placed, same := map[*node]uint32{}, map[uint64]*isoNode{} // the latter by a hash of the content
+	seed := maphash.MakeSeed()
 	for _, t := range []*isoTree{primary, joliet} {
 		for _, d := range t.dirs {
 			for _, n := range d.kids {
@@ -95,13 +97,18 @@ func layISO(v *Volume, root *node) *image {
 					continue
 				}
 				n.size = uint32(len(n.data))
-				lba, ok := extents[string(n.data)]
-				if !ok {
-					lba = take(len(n.data))
-					extents[string(n.data)] = lba
-					place(lba, n.data)
+				var ok bool
+				if n.lba, ok = placed[n.node]; ok {
+					continue
 				}
-				n.lba = lba
+				hash := maphash.Bytes(seed, n.data)
+				if twin := same[hash]; twin != nil && bytes.Equal(twin.data, n.data) {
+					n.lba = twin.lba
+				} else {
+					n.lba, same[hash] = take(len(n.data)), n
+					place(n.lba, n.data)
+				}
+				placed[n.node] = n.lba
 			}
 		}
 	}
