@@ -261,7 +261,7 @@ type mediumPayload struct {
 }
 
 func (p *program) mediaInspectCommand() *cobra.Command {
-	var print string
+	var print, label string
 	c := &cobra.Command{
 		Use:   "inspect FILE",
 		Short: "Show what is on a medium, whoever wrote it",
@@ -280,7 +280,12 @@ A payload is described without its one-time token, but --print shows a file as i
 			if err != nil {
 				return fileError("inspect", args[0], err)
 			}
-			c, err := media.Inspect(f, size)
+			var c *media.Contents
+			if label == "" {
+				c, err = media.Inspect(f, size)
+			} else {
+				c, err = media.InspectLabelled(f, size, label)
+			}
 			if err != nil {
 				var e *imprint.Error
 				if errors.As(err, &e) {
@@ -300,6 +305,7 @@ A payload is described without its one-time token, but --print shows a file as i
 			return p.print(r, func(w io.Writer) { r.table(w) })
 		},
 	}
+	c.Flags().StringVar(&label, "label", "", "show the partition that is called so, instead of the first")
 	c.Flags().StringVar(&print, "print", "", "print this `path`'s content, and nothing else")
 	return c
 }

@@ -46,24 +46,52 @@ type reader struct {
 // [imprint.Exhausted] if there is more than [MaxFiles] or [MaxContent], and with
 // [imprint.Unavailable] if r fails.
 func Inspect(r io.ReaderAt, size int64) (*Contents, error) {
-	starts, table, err := partitions(r, size)
+	parts, table, err := partitions(r, size)
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range starts {
-		in := &reader{r: io.NewSectionReader(r, p.start, p.length), size: p.length, left: MaxContent, files: map[string][]byte{}}
-		for _, try := range []func() (*Contents, error){in.iso, in.fat, in.smbios, in.cpio} {
-			c, err := try()
-			if err != nil || c != nil {
-				if c != nil {
-					c.Table, c.Files = table, in.files
-					c.Start += p.start
-				}
-				return c, err
-			}
+	for _, p := range parts {
+		if c, err := p.inspect(r, table); err != nil || c != nil {
+			return c, err
 		}
 	}
 	return nil, damaged("it holds neither ISO 9660 nor FAT nor a cpio archive nor firmware strings")
+}
+
+// InspectLabelled is like [Inspect], for the file system that is called label, in
+// any case. What else is on the medium may be damaged. It fails with kind
+// [imprint.NotFound] if there is none.
+func InspectLabelled(r io.ReaderAt, size int64, label string) (*Contents, error) {
+	parts, table, err := partitions(r, size)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range parts {
+		c, err := p.inspect(r, table)
+		if imprint.KindOf(err) == imprint.Unavailable {
+			return nil, err
+		}
+		if err == nil && c != nil && strings.EqualFold(c.Label, label) {
+			return c, nil
+		}
+	}
+	return nil, imprint.Errorf(imprint.NotFound, "inspect", "medium", "it has no file system called %s that can be read", label)
+}
+
+// inspect reads what is in a partition; nil if it is nothing that is known.
+func (p part) inspect(r io.ReaderAt, table Table) (*Contents, error) {
+	in := &reader{r: io.NewSectionReader(r, p.start, p.length), size: p.length, left: MaxContent, files: map[string][]byte{}}
+	for _, try := range []func() (*Contents, error){in.iso, in.fat, in.smbios, in.cpio} {
+		c, err := try()
+		if c != nil {
+			c.Table, c.Files = table, in.files
+			c.Start += p.start
+		}
+		if err != nil || c != nil {
+			return c, err
+		}
+	}
+	return nil, nil
 }
 
 func damaged(format string, args ...any) error {
