@@ -128,17 +128,32 @@ func Remove(d Device, label string) (Partition, error) {
 	// Where the label is goes last, so that whoever is interrupted finds the
 	// partition again.
 	keep := p.Start + v.at
-	err = errors.Join(d.Zero(p.Start, v.at), d.Zero(keep+v.length, p.end()-keep-v.length), d.Sync())
-	if err != nil {
-		return p, failed(err)
+	if err := zero(d, extent{p.Start, v.at}, extent{keep + v.length, p.end() - keep - v.length}); err != nil {
+		return p, err
 	}
 	if err := carryOut(d, t.layout.remove(p.Number)); err != nil {
 		return p, err
 	}
-	if err := errors.Join(d.Zero(keep, v.length), d.Sync()); err != nil {
-		return p, failed(err)
+	if err := zero(d, extent{keep, v.length}); err != nil {
+		return p, err
 	}
 	return p, verify(d, p, false)
+}
+
+// extent is bytes of a disk.
+type extent struct{ at, length int64 }
+
+// zero lets extents read as zeros, safely.
+func zero(d Device, extents ...extent) error {
+	for _, e := range extents {
+		if err := d.Zero(e.at, e.length); err != nil {
+			return failed(err)
+		}
+	}
+	if err := d.Sync(); err != nil {
+		return failed(err)
+	}
+	return nil
 }
 
 // carryOut writes a plan.

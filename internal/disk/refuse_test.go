@@ -76,7 +76,7 @@ func TestRefusedAndUntouched(t *testing.T) {
 			}
 		}
 	}
-	const end = 64 * mib
+	const end = 40 * mib
 	gpt := script("label: gpt\nsize=10M, name=root\n")
 	mbr := script("label: dos\nsize=10M\n")
 	garbage := strings.Repeat("damage! ", 8)
@@ -100,16 +100,16 @@ func TestRefusedAndUntouched(t *testing.T) {
 		"entries of 256 bytes":                  {then(gpt, header(func(h []byte) { le.PutUint32(h[80:], 64); le.PutUint32(h[84:], 256) })), imprint.Invalid, "64 entries of 256"},
 		"a header of 96 bytes":                  {then(gpt, header(func(h []byte) { le.PutUint32(h[12:], 96) })), imprint.Invalid, "a header of 96 bytes"},
 		"65536 entries":                         {then(gpt, header(func(h []byte) { le.PutUint32(h[80:], 65536) })), imprint.Invalid, "65536 entries"},
-		"last usable sector in the backup":      {then(gpt, header(func(h []byte) { le.PutUint64(h[48:], end/sector-20) })), imprint.Invalid, "up to 131052, and the table's backup is from 131039 on"},
+		"last usable sector in the backup":      {then(gpt, header(func(h []byte) { le.PutUint64(h[48:], end/sector-20) })), imprint.Invalid, "up to 81900, and the table's backup is from 81887 on"},
 		"last usable sector beyond counting":    {then(gpt, header(func(h []byte) { le.PutUint64(h[48:], 1<<64-1) })), imprint.Invalid, "and the table's backup is from"},
 		"first usable sector in the entries":    {then(gpt, header(func(h []byte) { le.PutUint64(h[40:], 20) })), imprint.Invalid, "its entries are at 2"},
 		"a partition beyond the end":            {then(gpt, entry(0, func(e []byte) { le.PutUint64(e[40:], end/sector-10) })), imprint.Invalid, "its partition 1 is from byte"},
 		"a partition of negative length":        {then(gpt, entry(0, func(e []byte) { le.PutUint64(e[40:], 100) })), imprint.Invalid, "its partition 1 is from sector 2048 to 100"},
-		"overlap":                               {then(gpt, entry(1, func(e []byte) { e[0] = 1; le.PutUint64(e[32:], 3000); le.PutUint64(e[40:], 90000) })), imprint.Invalid, "its partitions 1 and 2 overlap"},
+		"overlap":                               {then(gpt, entry(1, func(e []byte) { e[0] = 1; le.PutUint64(e[32:], 3000); le.PutUint64(e[40:], 60000) })), imprint.Invalid, "its partitions 1 and 2 overlap"},
 		"all entries used":                      {then(gpt, full), imprint.Exhausted, "all 128 entries"},
-		"no room":                               {script("label: gpt\nsize=20M\nsize=10M\nsize=25M\n"), imprint.Exhausted, "a partition of 16 MiB does not fit: its largest gap has 7 MiB"},
-		"no room in pieces":                     {script("label: gpt\nstart=30000, size=20M\nsize=25M\n"), imprint.Exhausted, "its largest gap has 13 MiB"},
-		"no room beside logical partitions":     {script("label: dos\nsize=1M\nsize=61M, type=5\nstart=8192, size=5M\n"), imprint.Exhausted, "its largest gap has 0 MiB"},
+		"no room":                               {script("label: gpt\nsize=12M\nsize=5M\nsize=15M\n"), imprint.Exhausted, "a partition of 16 MiB does not fit: its largest gap has 6 MiB"},
+		"no room in pieces":                     {script("label: gpt\nstart=30000, size=20M\n"), imprint.Exhausted, "its largest gap has 13 MiB"},
+		"no room beside logical partitions":     {script("label: dos\nsize=1M\nsize=37M, type=5\nstart=8192, size=5M\n"), imprint.Exhausted, "its largest gap has 0 MiB"},
 		"four primary partitions":               {script("label: dos\nsize=1M\nsize=1M\nsize=1M\nsize=1M\n"), imprint.Exhausted, "all 4 entries of its master boot record are used"},
 		"over 2 TiB with a master boot record":  {then(mbr, size(2<<40+mib)), imprint.Invalid, "a master boot record counts to 4294967296"},
 		"a dynamic disk":                        {script("label: dos\nsize=10M, type=42\n"), imprint.Invalid, "dynamic disk of Windows"},
@@ -122,7 +122,7 @@ func TestRefusedAndUntouched(t *testing.T) {
 		"a chain that leads beyond":             {then(script("label: dos\nstart=2048, size=10M, type=5\nstart=4096, size=1M\nstart=8192, size=1M\n"), write(mib+470, "\x00\x00\x00\x80")), imprint.Invalid, "it names 512 bytes at"},
 		"a chain that leads to itself":          {then(script("label: dos\nstart=2048, size=10M, type=5\nstart=4096, size=1M\nstart=8192, size=1M\n"), loopBack), imprint.Invalid, "the chain in its extended partition leads from"},
 		"FAT as a whole":                        {func(t *testing.T, path string) { run(t, "mkfs.vfat", "-n", "X", path) }, imprint.Invalid, "but is a FAT file system as a whole"},
-		"ext4 as a whole":                       {tool("mke2fs", "-q", "-F", "-t", "ext4"), imprint.Invalid, "but is a ext file system as a whole"},
+		"ext4 as a whole":                       {tool("mke2fs", "-q", "-F", "-t", "ext4"), imprint.Invalid, "but is an ext file system as a whole"},
 		"an LVM physical volume":                {write(sector, "LABELONE"), imprint.Invalid, "LVM physical volume"},
 		"LUKS":                                  {write(0, "LUKS\xba\xbe"), imprint.Invalid, "LUKS volume"},
 		"XFS":                                   {write(0, "XFSB"), imprint.Invalid, "XFS file system"},

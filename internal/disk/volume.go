@@ -16,23 +16,23 @@ type signature struct {
 // images are formats of virtual disks, whose first bytes are not the disk's.
 func images() []signature {
 	return []signature{
-		{0, "QFI\xfb", "qcow2 image"}, {0, "QED\x00", "QED image"}, {0, "KDMV", "VMDK image"}, {0, "COWD", "VMDK image"},
-		{0, "# Disk DescriptorFile", "VMDK descriptor"}, {0, "vhdxfile", "VHDX image"}, {0, "conectix", "VHD image"},
-		{64, "\x7f\x10\xda\xbe", "VDI image"}, {0, "WithoutFreeSpace", "Parallels image"}, {0, "WithouFreSpacExt", "Parallels image"},
-		{0, "\x1f\x8b\x08", "gzip file"}, {0, "\xfd7zXZ\x00", "xz file"}, {0, "\x28\xb5\x2f\xfd", "zstd file"}, {0, "BZh", "bzip2 file"},
+		{0, "QFI\xfb", "a qcow2 image"}, {0, "QED\x00", "a QED image"}, {0, "KDMV", "a VMDK image"}, {0, "COWD", "a VMDK image"},
+		{0, "# Disk DescriptorFile", "a VMDK descriptor"}, {0, "vhdxfile", "a VHDX image"}, {0, "conectix", "a VHD image"},
+		{64, "\x7f\x10\xda\xbe", "a VDI image"}, {0, "WithoutFreeSpace", "a Parallels image"}, {0, "WithouFreSpacExt", "a Parallels image"},
+		{0, "\x1f\x8b\x08", "a gzip file"}, {0, "\xfd7zXZ\x00", "a xz file"}, {0, "\x28\xb5\x2f\xfd", "a zstd file"}, {0, "BZh", "a bzip2 file"},
 	}
 }
 
 // volumes are what may fill a whole disk.
 func volumes() []signature {
 	list := []signature{
-		{3, "NTFS    ", "NTFS file system"}, {3, "EXFAT   ", "exFAT file system"}, {0, "XFSB", "XFS file system"},
-		{0x10040, "_BHRfS_M", "Btrfs file system"}, {1024, "\x10\x20\xf5\xf2", "F2FS file system"}, {0, "hsqs", "squashfs file system"},
-		{32769, "CD001", "CD image"}, {0, "LUKS\xba\xbe", "LUKS volume"}, {4086, "SWAPSPACE2", "swap space"},
-		{4096, "\xfc\x4e\x2b\xa9", "member of a RAID"},
+		{3, "NTFS    ", "an NTFS file system"}, {3, "EXFAT   ", "an exFAT file system"}, {0, "XFSB", "an XFS file system"},
+		{0x10040, "_BHRfS_M", "a Btrfs file system"}, {1024, "\x10\x20\xf5\xf2", "an F2FS file system"}, {0, "hsqs", "a squashfs file system"},
+		{32769, "CD001", "a CD image"}, {0, "LUKS\xba\xbe", "a LUKS volume"}, {4086, "SWAPSPACE2", "swap space"},
+		{4096, "\xfc\x4e\x2b\xa9", "a member of a RAID"},
 	}
 	for at := range int64(4) {
-		list = append(list, signature{at * 512, "LABELONE", "LVM physical volume"})
+		list = append(list, signature{at * 512, "LABELONE", "an LVM physical volume"})
 	}
 	return list
 }
@@ -53,19 +53,19 @@ func (in *reader) foreign() error {
 		return ""
 	}
 	if what := has(images()); what != "" {
-		return refused("it is no raw disk but a %s", what).WithHint("unpack or convert it first, for example: qemu-img convert -O raw")
+		return refused("it is no raw disk but %s", what).WithHint("unpack or convert it first, for example: qemu-img convert -O raw")
 	}
 	what := has(volumes())
 	switch {
 	case what != "":
 	case isFAT(head):
-		what = "FAT file system"
+		what = "a FAT file system"
 	case isExt(head):
-		what = "ext file system"
+		what = "an ext file system"
 	default:
 		return nil
 	}
-	return refused("it has no partition table but is a %s as a whole", what).WithHint("name a disk with partitions")
+	return refused("it has no partition table but is %s as a whole", what).WithHint("name a disk with partitions")
 }
 
 // isFAT reports whether b begins with the boot sector of a FAT file system.
