@@ -73,14 +73,14 @@ func (e epoch) sectors(data []byte) []disk.Write {
 
 // crashes calls check with the disk as each crash may leave it: after all syncs so
 // far, with every prefix of what was written since, every suffix, each sector alone,
-// all but one, and random subsets.
+// all but one, and random subsets. The disk is check's until it returns.
 func (m *memory) crashes(before []byte, check func(when string, data []byte)) {
-	base := bytes.Clone(before)
+	base, data := bytes.Clone(before), make([]byte, len(before))
 	r := rand.New(rand.NewPCG(1, 2))
 	for n, e := range m.epochs {
 		list := e.sectors(base)
 		try := func(when string, landed func(i int) bool) {
-			data := bytes.Clone(base)
+			copy(data, base)
 			for i, s := range list {
 				if landed(i) {
 					copy(data[s.At:], s.Data)
