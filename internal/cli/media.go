@@ -40,7 +40,8 @@ parameters never are, and what was left out is named. A dialect with a payload h
 one-time token in it, which replaces an earlier one, is bound to the first key that
 presents it, and is spent when that machine confirms.
 
-FILE must not exist, and is there only when it is whole.
+FILE must not exist, and is there only when it is whole. The carriers fw-cfg and esp
+are directories.
 
 DISK is a raw disk image or a block device that has a GUID partition table or a master
 boot record, and that nobody uses. It gets one more partition, at the end of its last gap
@@ -51,7 +52,8 @@ away again.`,
 			"  imprint media web-1 --dialect openstack --partition /var/lib/images/web-1.raw\n" +
 			"  imprint media web-1 --dialect nocloud --carrier fat-mbr --out web-1.img\n" +
 			"  imprint media win-1 --dialect unattend --carrier floppy --out win-1.flp\n" +
-			"  imprint media web-1 --dialect native --carrier initrd --append-to initrd.img --out web-1-initrd.img",
+			"  imprint media web-1 --dialect native --carrier initrd --append-to initrd.img --out web-1-initrd.img\n" +
+			"  imprint media web-1 --dialect native --carrier fw-cfg --out web-1.fwcfg",
 	})
 	c.Args, c.ValidArgsFunction = exactArgs("an instance"), p.completeInstances
 	c.RunE = func(c *cobra.Command, args []string) error {
