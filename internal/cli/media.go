@@ -268,31 +268,13 @@ func (p *program) mediaInspectCommand() *cobra.Command {
 		Use:   "inspect FILE",
 		Short: "Show what is on a medium, whoever wrote it",
 		Long: `Show what is on a medium, whoever wrote it: ISO 9660, FAT, alone or in the first
-partition that has a file system, the cpio archive at the end of an initial RAM disk, or
-credentials in SMBIOS strings.
+partition that has a file system, the cpio archive at the end of an initial RAM disk, an
+SMBIOS structure, or a directory.
 A payload is described without its one-time token, but --print shows a file as it is.`,
 		Args: exactArgs("a file"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			f, err := os.Open(args[0])
+			c, err := inspectMedium(args[0], label)
 			if err != nil {
-				return fileError("inspect", args[0], err)
-			}
-			defer f.Close()
-			size, err := f.Seek(0, io.SeekEnd) // of a block device too
-			if err != nil {
-				return fileError("inspect", args[0], err)
-			}
-			var c *media.Contents
-			if label == "" {
-				c, err = media.Inspect(f, size)
-			} else {
-				c, err = media.InspectLabelled(f, size, label)
-			}
-			if err != nil {
-				var e *imprint.Error
-				if errors.As(err, &e) {
-					err = imprint.Errorf(e.Kind, "inspect", args[0], "%w", e.Err)
-				}
 				return err
 			}
 			if print != "" {
@@ -310,6 +292,42 @@ A payload is described without its one-time token, but --print shows a file as i
 	c.Flags().StringVar(&label, "label", "", "show the partition that is called so, instead of the first")
 	c.Flags().StringVar(&print, "print", "", "print this `path`'s content, and nothing else")
 	return c
+}
+
+// inspectMedium reads what is at path: a file, a block device or a directory.
+func inspectMedium(path, label string) (*media.Contents, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fileError("inspect", path, err)
+	}
+	defer f.Close()
+	var c *media.Contents
+	if info, failed := f.Stat(); failed == nil && info.IsDir() {
+		if label != "" {
+			return nil, imprint.Errorf(imprint.Invalid, "inspect", path, "it is a directory, and has no file systems with labels")
+		}
+		root, failed := os.OpenRoot(path)
+		if failed != nil {
+			return nil, fileError("inspect", path, failed)
+		}
+		defer root.Close()
+		c, err = media.InspectDir(root.FS())
+	} else {
+		size, failed := f.Seek(0, io.SeekEnd) // of a block device too
+		if failed != nil {
+			return nil, fileError("inspect", path, failed)
+		}
+		if label == "" {
+			c, err = media.Inspect(f, size)
+		} else {
+			c, err = media.InspectLabelled(f, size, label)
+		}
+	}
+	var e *imprint.Error
+	if errors.As(err, &e) {
+		return nil, imprint.Errorf(e.Kind, "inspect", path, "%w", e.Err)
+	}
+	return c, err
 }
 
 func reportOf(c *media.Contents) *mediumReport {

@@ -2,10 +2,12 @@ package media
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"strings"
 	"unicode/utf16"
 
@@ -14,7 +16,7 @@ import (
 
 // Contents is what [Inspect] found.
 type Contents struct {
-	// Format is iso9660, fat12, fat16, fat32, cpio or smbios.
+	// Format is iso9660, fat12, fat16, fat32, cpio, smbios or directory.
 	Format string
 	// Table divides the medium; [NoTable] if the file system is all of it.
 	Table Table
@@ -25,7 +27,7 @@ type Contents struct {
 	Label, Second string
 	// Names says whose names the files have: "Rock Ridge", "Joliet", "FAT long
 	// names", "cpio", "OEM strings",
-	// "system information", or "ISO 9660" where only its short ones are there.
+	// "system information", "files", or "ISO 9660" where only its short ones are there.
 	Names string
 	// Files are the contents by path.
 	Files map[string][]byte
@@ -92,6 +94,37 @@ func (p part) inspect(r io.ReaderAt, table Table) (*Contents, error) {
 		}
 	}
 	return nil, nil
+}
+
+// InspectDir reads a medium that is a directory, such as that of the carrier fw-cfg.
+// It fails as [Inspect] does, also for what is neither a file nor a directory.
+func InspectDir(dir fs.FS) (*Contents, error) {
+	in := &reader{left: MaxContent, files: map[string][]byte{}}
+	err := fs.WalkDir(dir, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return cmp.Or(err, in.room(0))
+		}
+		if !d.Type().IsRegular() {
+			return damaged("%q is neither a file nor a directory", path)
+		}
+		f, err := dir.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		b, err := io.ReadAll(io.LimitReader(f, in.left+1))
+		if err != nil {
+			return err
+		}
+		return cmp.Or(in.room(int64(len(b))), in.add(path, b))
+	})
+	if err != nil {
+		if _, ours := err.(*imprint.Error); !ours {
+			err = imprint.Errorf(imprint.Unavailable, "inspect", "medium", "%w", err)
+		}
+		return nil, err
+	}
+	return &Contents{Format: "directory", Table: NoTable, Names: "files", Files: in.files}, nil
 }
 
 func damaged(format string, args ...any) error {

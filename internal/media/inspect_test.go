@@ -2,11 +2,14 @@ package media_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"imprint"
 	"imprint/internal/media"
@@ -77,6 +80,31 @@ func TestInspectFindsWhatWasAppended(t *testing.T) {
 		t.Fatalf("%+v, %v", c, err)
 	}
 	same(t, "Inspect", c.Files, v.Files)
+}
+
+func TestInspectDirectory(t *testing.T) {
+	t.Parallel()
+	files := fstest.MapFS{"qemu.conf": {Data: []byte("x")}, "org.imprint/payload": {Data: []byte("{}")}}
+	c, err := media.InspectDir(files)
+	if err != nil || c.Format != "directory" {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	same(t, "InspectDir", c.Files, map[string][]byte{"qemu.conf": []byte("x"), "org.imprint/payload": []byte("{}")})
+
+	files["large"] = &fstest.MapFile{Data: make([]byte, media.MaxContent)}
+	if _, err := media.InspectDir(files); imprint.KindOf(err) != imprint.Exhausted {
+		t.Errorf("more than a medium holds: %v", err)
+	}
+	if _, err := media.InspectDir(fstest.MapFS{"link": {Data: []byte("/etc/passwd"), Mode: fs.ModeSymlink}}); imprint.KindOf(err) != imprint.Invalid {
+		t.Errorf("a link: %v", err)
+	}
+	many := fstest.MapFS{}
+	for i := range media.MaxFiles {
+		many[fmt.Sprint(i)] = &fstest.MapFile{}
+	}
+	if _, err := media.InspectDir(many); imprint.KindOf(err) != imprint.Exhausted {
+		t.Errorf("%d files and their directory: %v", len(many), err)
+	}
 }
 
 // Damage is told, and never answered with something that was not written.
