@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -121,8 +122,9 @@ func TestStockSystemdCredentials(t *testing.T) {
 	}
 }
 
-// A Debian 13 that has only the agent's program, and no name, address or unit for it,
-// gets all that from the firmware and enrols.
+// A Debian 13 that has the agent's program, but no name and no address, gets these from
+// the firmware and enrols, started by it: by the unit of the package, which nobody has
+// enabled, or where there is none by the one that is in the firmware too.
 func TestBareSystemEnrolsByCredentials(t *testing.T) {
 	needQEMU(t)
 	need.Program(t, "systemctl", "systemd")
@@ -138,25 +140,34 @@ func TestBareSystemEnrolsByCredentials(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newServer(t, "--check-in", freeAddress(t))
-	id := s.create(`name: bare-1
-dnsNames: [bare-1.lab.internal]
-channels: [est]
-network: {ethernets: {lan0: {macaddress: "52:54:00:12:34:56", addresses: [10.0.2.15/24]}}}
-`)
-	m := qemu.Machine{
-		CPUs: 2, MemoryMiB: 768, Kernel: initrd.Kernel, Initrd: initrd.Initrd, Instance: id, Append: quietDisk,
-		OEMStrings: filepath.Join(t.TempDir(), "strings"),
-		NICs:       []qemu.NIC{{MAC: "52:54:00:12:34:56", Open: true}},
-	}
-	s.imprint(nil, "media", "bare-1", "--dialect", "credentials", "--carrier", "smbios", "--out", m.OEMStrings)
-	m.Disks = []qemu.Disk{{Path: disk}, {Path: archive(t, map[string]string{
+	files := map[string]string{
 		"usr/sbin/imprint-agent":         read(t, program("imprint-agent")),
 		"etc/imprint/enrolled.d/10-tell": string(script(t, "systemd/tell.sh")),
 		"etc/hosts":                      "10.0.2.2 imprint.internal\n",
-	})}}
-	console := boot(t, m, stockLimit).poweredOff()
-	expectByToken(t, s.describe("bare-1"))
-	expectConsole(t, console, "guest: bare-1.lab.internal is enrolled by imprint-enrol.service\n", "guest: 10.0.2.15/24\n")
+	}
+	for name, unit := range map[string]string{"bare-1": "imprint-enrol.service", "packaged-1": "imprint-agent.service"} {
+		t.Run(unit, func(t *testing.T) {
+			id := s.create(fmt.Sprintf(`name: %s
+dnsNames: [%[1]s.lab.internal]
+channels: [est]
+network: {ethernets: {lan0: {macaddress: "52:54:00:12:34:56", addresses: [10.0.2.15/24]}}}
+`, name))
+			m := qemu.Machine{
+				CPUs: 2, MemoryMiB: 768, Kernel: initrd.Kernel, Initrd: initrd.Initrd, Instance: id, Append: quietDisk,
+				OEMStrings: filepath.Join(t.TempDir(), "strings"),
+				NICs:       []qemu.NIC{{MAC: "52:54:00:12:34:56", Open: true}},
+			}
+			s.imprint(nil, "media", name, "--dialect", "credentials", "--carrier", "smbios", "--out", m.OEMStrings)
+			has := maps.Clone(files)
+			if unit == "imprint-agent.service" {
+				has["usr/lib/systemd/system/"+unit] = read(t, "../../packaging/agent/imprint-agent.service")
+			}
+			m.Disks = []qemu.Disk{{Path: disk}, {Path: archive(t, has)}}
+			console := boot(t, m, stockLimit).poweredOff()
+			expectByToken(t, s.describe(name))
+			expectConsole(t, console, "guest: "+name+".lab.internal is enrolled by "+unit+"\n", "SMBIOS string org.imprint:payload=: found a payload")
+		})
+	}
 }
 
 // archive returns a tar archive, as a disk, of programs and other files by path.
