@@ -99,26 +99,23 @@ func TestStockSystemdCredentials(t *testing.T) {
 	}
 	s := newServer(t, "--check-in", freeAddress(t))
 	const key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs operator@lab.internal"
-	for _, carrier := range []string{"smbios", "fw-cfg"} {
-		t.Run(carrier, func(t *testing.T) {
-			id := s.create(fmt.Sprintf("name: bare-%s\ndnsNames: [bare-%[1]s.lab.internal]\nsshKeys: [%q]\n", carrier, key))
-			m := qemu.Machine{
-				CPUs: 2, MemoryMiB: 768, Kernel: initrd.Kernel, Initrd: initrd.Initrd, Instance: id,
-				Append: quietDisk + ` cloud-init=disabled systemd.run="/bin/sh /dev/vdb"`,
-				Disks:  []qemu.Disk{{Path: disk}, {Path: look}},
-			}
-			out := filepath.Join(t.TempDir(), "medium")
-			s.imprint(nil, "media", "bare-"+carrier, "--dialect", "credentials", "--carrier", carrier, "--out", out)
-			if m.OEMStrings = out; carrier == "fw-cfg" {
-				m.OEMStrings, m.ReadConfig = "", filepath.Join(out, "qemu.conf")
-			}
-			console := boot(t, m, stockLimit).poweredOff()
-			expectConsole(t, console, "guest: name bare-"+carrier+".lab.internal\n", "guest: key "+key+"\n",
-				"guest: -r-------- root system.hostname\n", "guest: nothing of imprint's on the disk\n")
-			if strings.Contains(console, "nobody MAY") {
-				t.Error("an unprivileged process reads a credential")
-			}
-		})
+	credentials := func(name, fields, carrier string) (imprint.InstanceID, string) {
+		id, out := s.create(fmt.Sprintf("name: %s\ndnsNames: [%[1]s.lab.internal]\n%s", name, fields)), filepath.Join(t.TempDir(), name)
+		s.imprint(nil, "media", name, "--dialect", "credentials", "--carrier", carrier, "--out", out)
+		return id, out
+	}
+	// Of what is in both, systemd takes what is in fw_cfg: the name. Only the other has keys.
+	id, fwCfg := credentials("named-1", "", "fw-cfg")
+	_, smbios := credentials("keys-1", fmt.Sprintf("sshKeys: [%q]\n", key), "smbios")
+	console := boot(t, qemu.Machine{
+		CPUs: 2, MemoryMiB: 768, Kernel: initrd.Kernel, Initrd: initrd.Initrd, Instance: id,
+		Append: quietDisk + ` cloud-init=disabled systemd.run="/bin/sh /dev/vdb"`,
+		Disks:  []qemu.Disk{{Path: disk}, {Path: look}}, ReadConfig: filepath.Join(fwCfg, "qemu.conf"), OEMStrings: smbios,
+	}, stockLimit).poweredOff()
+	expectConsole(t, console, "guest: name named-1.lab.internal\n", "guest: key "+key+"\n",
+		"guest: -r-------- root system.hostname\n", "guest: nothing of imprint's on the disk\n")
+	if strings.Contains(console, "nobody MAY") {
+		t.Error("an unprivileged process reads a credential")
 	}
 }
 
