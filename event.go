@@ -34,6 +34,9 @@ const (
 	EventMessage   EventKind = "message"  // messages went through a pipe
 	EventPassword  EventKind = "password" // the guest posted a password, encrypted to the operator
 	EventChanged   EventKind = "changed"  // the operator changed the spec
+	EventMedium    EventKind = "medium"   // what a medium holds was given out
+	EventTaken     EventKind = "taken"    // a medium was taken away
+	EventLeft      EventKind = "left"     // a medium could not be taken away
 )
 
 // Event is one line of an instance's timeline. It never holds a private value.

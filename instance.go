@@ -44,9 +44,14 @@ type Instance struct {
 	Enrolment  Enrolment  `json:"enrolment"`
 	// NIC is the instance's interface on its host's link-local network, once the
 	// host has chosen it.
-	NIC     *NIC      `json:"nic,omitempty"`
-	Created time.Time `json:"created"`
-	Updated time.Time `json:"updated"`
+	NIC *NIC `json:"nic,omitempty"`
+	// Media are those that the server gave out, of all generations, oldest first;
+	// MediaForgotten counts those that it no longer remembers and that nobody
+	// reported to be taken away.
+	Media          []Medium  `json:"media,omitempty"`
+	MediaForgotten int       `json:"mediaForgotten,omitempty"`
+	Created        time.Time `json:"created"`
+	Updated        time.Time `json:"updated"`
 	// Events counts the events ever recorded for this instance.
 	Events uint64 `json:"events"`
 	// Reported is the ID of the last [Report] that went on record, of those that
@@ -86,6 +91,7 @@ func (i *Instance) Clone() *Instance {
 		e.Certificate.DER = slices.Clone(e.Certificate.DER)
 	}
 	e.Earlier, e.Password = slices.Clone(e.Earlier), slices.Clone(e.Password)
+	c.Media = slices.Clone(c.Media)
 	return &c
 }
 

@@ -26,9 +26,16 @@ type MediumRequest struct {
 	AdminPassword string `json:"adminPassword,omitempty" maxLength:"255" doc:"The name of the public parameter whose value becomes the administrator's password; for Windows answer files."`
 }
 
+// MediumOutcome says what became of a medium.
+type MediumOutcome struct {
+	State  imprint.MediumState `json:"state" enum:"taken-away,not-taken-away"`
+	Detail string              `json:"detail" maxLength:"1024" doc:"How it was taken away, or why it was not."`
+}
+
 // Medium is what a medium of an instance holds. It travels as a tar archive, whose
 // first entry, a global header, has everything but the files.
 type Medium struct {
+	Number  uint32    // by which the instance's record knows it
 	Label   string    // of the volume
 	Time    time.Time // of everything on it
 	Token   bool      // the payload on it holds a one-time token
@@ -38,6 +45,7 @@ type Medium struct {
 
 // The names of the global header's records.
 const (
+	recordNumber  = "IMPRINT.number"
 	recordLabel   = "IMPRINT.label"
 	recordTime    = "IMPRINT.time"
 	recordToken   = "IMPRINT.token"
@@ -49,7 +57,10 @@ const (
 func (m *Medium) Encode() (imprint.Secret, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	records := map[string]string{recordLabel: m.Label, recordTime: m.Time.UTC().Format(time.RFC3339), recordOmitted: strings.Join(m.Omitted, "\n"), recordFiles: strconv.Itoa(len(m.Files))}
+	records := map[string]string{
+		recordNumber: strconv.FormatUint(uint64(m.Number), 10), recordLabel: m.Label, recordTime: m.Time.UTC().Format(time.RFC3339),
+		recordOmitted: strings.Join(m.Omitted, "\n"), recordFiles: strconv.Itoa(len(m.Files)),
+	}
 	if m.Token {
 		records[recordToken] = "true"
 	}
@@ -127,11 +138,25 @@ func (m *Medium) decodeHeader(records map[string]string) (err error) {
 	if s := records[recordOmitted]; s != "" {
 		m.Omitted = strings.Split(s, "\n")
 	}
+	number, err := strconv.ParseUint(records[recordNumber], 10, 32)
+	if err != nil {
+		return err
+	}
+	m.Number = uint32(number)
 	m.Time, err = time.Parse(time.RFC3339, records[recordTime])
 	return err
 }
 
-// Medium returns what a medium of the instance holds. If the dialect has a payload
+// FileBytes returns the files in the clear.
+func (m *Medium) FileBytes() map[string][]byte {
+	files := make(map[string][]byte, len(m.Files))
+	for path, content := range m.Files {
+		files[path] = content.Reveal()
+	}
+	return files
+}
+
+// Medium returns what a medium of the instance holds, and puts it on record. If the dialect has a payload
 // a fresh one-time token is in it, which replaces an earlier one. Kinds: Invalid if
 // there is no such dialect or carrier, or they do not fit; Conflict once a key
 // has claimed, where a token is needed.
@@ -145,4 +170,10 @@ func (c *Client) Medium(ctx context.Context, ref string, what MediumRequest) (*M
 		return nil, c.unavailable(err)
 	}
 	return m, nil
+}
+
+// SettleMedium reports what became of the medium of that number. It may be
+// repeated, also with another outcome. Kind: NotFound if the record has no such medium.
+func (c *Client) SettleMedium(ctx context.Context, ref string, number uint32, outcome MediumOutcome) error {
+	return c.document(ctx, http.MethodPut, at(ref)+"/media/"+strconv.FormatUint(uint64(number), 10), outcome, nil, "")
 }

@@ -72,10 +72,41 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 		row(w, "Certificate", fmt.Sprintf("serial %s, %s to %s", c.Serial, when(c.NotBefore), when(c.NotAfter)))
 		row(w, "Issuance log", c.Log)
 	}
+	describeMedia(w, i)
 	row(w, "")
 	row(w, "TIME", "GEN", "EVENT", "CHANNEL", "DETAIL")
 	for _, ev := range d.Timeline {
 		row(w, when(ev.At), ev.Generation, ev.Kind, orNone(string(ev.Channel)), detail(ev.Detail))
+	}
+}
+
+// describeMedia lists the media that nobody took away, with the remedy when they
+// have done their work.
+func describeMedia(w io.Writer, i *api.Instance) {
+	label, overdue := "Media", false
+	for _, m := range i.Media {
+		if m.State == imprint.MediumTaken {
+			continue
+		}
+		token, given, state := "", "", "out"
+		if m.Token {
+			token = " with a one-time token"
+		}
+		if m.By != "" {
+			given = "given to " + m.By + " "
+		}
+		if m.State == imprint.MediumLeft {
+			state = fmt.Sprintf("not taken away, %s: %s", when(m.Settled), m.Detail)
+		}
+		row(w, label, fmt.Sprintf("%d: %s on %s%s, %s%s; %s", m.Number, m.Dialect, m.Carrier, token, given, when(m.At), state))
+		label = ""
+		overdue = overdue || m.State == imprint.MediumLeft || m.Generation != i.Generation || i.Enrolment.State.Enrolled() || !i.Enrolment.State.Open()
+	}
+	if i.MediaForgotten > 0 {
+		row(w, label, fmt.Sprintf("%d earlier ones were not reported to be taken away, and are no longer on record", i.MediaForgotten))
+	}
+	if overdue {
+		row(w, "", fmt.Sprintf("take it away: imprint media blank FILE --instance %s, or if it is no more: imprint media forget %[1]s NUMBER", i.Ref))
 	}
 }
 

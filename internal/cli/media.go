@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -90,7 +91,7 @@ away again.`,
 	c.MarkFlagFilename("partition")
 	c.RegisterFlagCompletionFunc("carrier", cobra.FixedCompletions(carriers, cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("dialect", cobra.FixedCompletions(dialects, cobra.ShellCompDirectiveNoFileComp))
-	c.AddCommand(p.mediaListCommand(), p.mediaInspectCommand(), p.mediaRemovePartitionCommand())
+	c.AddCommand(p.mediaListCommand(), p.mediaInspectCommand(), p.mediaRemovePartitionCommand(), p.mediaForgetCommand())
 	return c
 }
 
@@ -121,6 +122,9 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 		return err
 	}
 	if err := out.write(v, o.size<<20, before); err != nil {
+		if o.out != "-" { // else some of it may be wherever standard output leads
+			p.settleMedium(ctx, ref, m.Number, api.MediumOutcome{State: imprint.MediumTaken, Detail: "it was never written"})
+		}
 		return err
 	}
 	if o.out != "-" {
@@ -146,11 +150,11 @@ func (p *program) medium(ctx context.Context, ref, carrier string, o *mediaOptio
 	if err != nil {
 		return nil, nil, err
 	}
-	v := &media.Volume{Label: m.Label, Time: m.Time, Files: map[string][]byte{}}
-	for path, content := range m.Files {
-		v.Files[path] = content.Reveal()
-	}
-	return m, v, nil
+	return m, volumeOf(m), nil
+}
+
+func volumeOf(m *api.Medium) *media.Volume {
+	return &media.Volume{Label: m.Label, Time: m.Time, Files: m.FileBytes()}
 }
 
 // withToken says whether there is one, behind what was done.
@@ -164,6 +168,22 @@ func withToken(m *api.Medium) string {
 func (p *program) omitted(m *api.Medium) {
 	if len(m.Omitted) > 0 {
 		fmt.Fprintf(p.err, "left out, because not all who can read a medium may read it: %s\n", strings.Join(m.Omitted, ", "))
+	}
+}
+
+// settleTime is how long a report about a medium may take, also when the program
+// has been asked to end.
+const settleTime = 10 * time.Second
+
+// settleMedium reports what became of a medium. If that fails the medium stays on
+// record as it was, and the user is told.
+func (p *program) settleMedium(ctx context.Context, ref string, number uint32, outcome api.MediumOutcome) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
+	defer cancel()
+	client := p.client()
+	defer client.Close()
+	if err := client.SettleMedium(ctx, ref, number, outcome); err != nil {
+		fmt.Fprintf(p.err, "medium %d of %s stays on record, although %s: %v\n", number, ref, outcome.Detail, err)
 	}
 }
 

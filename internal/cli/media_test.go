@@ -54,3 +54,46 @@ func TestMediaOnAFullDisk(t *testing.T) {
 		}
 	}
 }
+
+// A medium that is out is no news before the machine has enrolled, and what could
+// not be taken away always is.
+func TestDescribeShowsMedia(t *testing.T) {
+	at := time.Date(2026, 11, 29, 12, 0, 0, 0, time.Local)
+	const remedy = "take it away: imprint media blank FILE --instance web-1"
+	out := imprint.Medium{Number: 2, Generation: 1, Dialect: "native", Carrier: "iso", Token: true, At: at, By: "root", State: imprint.MediumOut}
+	taken, left, old := out, out, out
+	taken.State, taken.Detail = imprint.MediumTaken, "blanked"
+	left.State, left.Detail, left.Settled = imprint.MediumLeft, "it is in use", at
+	old.Generation = 0
+	for name, c := range map[string]struct {
+		media     []imprint.Medium
+		forgotten int
+		state     imprint.State
+		want      []string
+		overdue   bool
+	}{
+		"out":       {media: []imprint.Medium{out}, state: imprint.Reserved, want: []string{"Media: 2: native on iso with a one-time token, given to root 2026-11-29 12:00:00; out\n"}},
+		"confirmed": {media: []imprint.Medium{out}, state: imprint.Confirmed, want: []string{"; out\n"}, overdue: true},
+		"revoked":   {media: []imprint.Medium{out}, state: imprint.Revoked, want: []string{"; out\n"}, overdue: true},
+		"before":    {media: []imprint.Medium{old}, state: imprint.Reserved, want: []string{"; out\n"}, overdue: true},
+		"left":      {media: []imprint.Medium{left}, state: imprint.Reserved, want: []string{"; not taken away, 2026-11-29 12:00:00: it is in use\n"}, overdue: true},
+		"taken":     {media: []imprint.Medium{taken}, state: imprint.Closed},
+		"two":       {media: []imprint.Medium{out, taken, left}, state: imprint.Closed, want: []string{"Media: 2:", "\n: 2: native"}, overdue: true},
+		"forgotten": {media: []imprint.Medium{taken}, forgotten: 3, state: imprint.Closed, want: []string{"Media: 3 earlier ones were not reported to be taken away"}},
+	} {
+		d := onNIC(nil)
+		i := &d.Instance
+		i.Generation, i.Media, i.MediaForgotten, i.Enrolment.State = 1, c.media, c.forgotten, c.state
+		var b bytes.Buffer
+		(&program{out: &b}).describe(&b, &d)
+		text := strings.ReplaceAll(b.String(), "\t", ": ")
+		for _, want := range c.want {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s: it does not say %q:\n%s", name, want, text)
+			}
+		}
+		if c.want == nil && strings.Contains(text, "Media") || strings.Contains(text, remedy) != c.overdue {
+			t.Errorf("%s: it says\n%s", name, text)
+		}
+	}
+}

@@ -12,8 +12,9 @@ import (
 )
 
 // Medium renders what a medium of the instance holds, as far as all who can read
-// the medium, and what the guest's software makes of it, may read that.
-func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what api.MediumRequest) (*api.Medium, error) {
+// the medium, and what the guest's software makes of it, may read that; and puts
+// on record that by got it.
+func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what api.MediumRequest, by string) (*api.Medium, error) {
 	drive, err := dialect.DriveOf(what.Dialect)
 	if err != nil {
 		return nil, err
@@ -62,5 +63,16 @@ func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what ap
 	for path, value := range view.Values {
 		m.Files[path] = imprint.NewSecret(value.Data)
 	}
+	m.Number, err = c.engine.GiveOut(ctx, id, imprint.Medium{
+		Generation: inst.Generation, Dialect: drive.Name, Carrier: carrier.Name, Token: m.Token, Digest: imprint.DigestOfFiles(m.FileBytes()),
+	}, by)
+	if err != nil {
+		return nil, err
+	}
 	return m, nil
+}
+
+// SettleMedium records what became of a medium.
+func (c *credentials) SettleMedium(ctx context.Context, id imprint.InstanceID, number uint32, state imprint.MediumState, detail, by string) error {
+	return c.engine.SettleMedium(ctx, id, number, state, detail, by)
 }

@@ -40,7 +40,7 @@ func quiet(t *testing.T) *Server {
 // concrete returns a request that matches pattern.
 func concrete(pattern string) *http.Request {
 	method, path, _ := strings.Cut(pattern, " ")
-	path = strings.NewReplacer("{ref}", "web-1", "{name}", "motd", "{tenant}", "default").Replace(path)
+	path = strings.NewReplacer("{ref}", "web-1", "{name}", "motd", "{number}", "1", "{tenant}", "default").Replace(path)
 	return httptest.NewRequest(method, path, strings.NewReader("{}"))
 }
 

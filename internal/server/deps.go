@@ -50,7 +50,11 @@ type Credentials interface {
 	// Medium is what a medium holds: what all who can read it may read. If the
 	// dialect has a payload a fresh token is in it. Kind: Invalid if there is no such
 	// dialect or carrier, if they do not fit, or for what the dialect cannot describe.
-	Medium(ctx context.Context, id imprint.InstanceID, what api.MediumRequest) (*api.Medium, error)
+	// It is on record when it is returned; by says who asked.
+	Medium(ctx context.Context, id imprint.InstanceID, what api.MediumRequest, by string) (*api.Medium, error)
+	// SettleMedium records what became of a medium. Kinds: NotFound if the record has
+	// none of that number; Invalid for what cannot become of one.
+	SettleMedium(ctx context.Context, id imprint.InstanceID, number uint32, state imprint.MediumState, detail, by string) error
 }
 
 // Params keeps the values of parameters, each sort where it belongs.

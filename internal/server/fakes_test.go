@@ -198,11 +198,20 @@ func (w *world) Token(_ context.Context, _ imprint.InstanceID, ttl time.Duration
 	return imprint.NewSecret(fmt.Appendf(nil, "token for %s", ttl)), nil
 }
 
-func (w *world) Medium(_ context.Context, id imprint.InstanceID, what api.MediumRequest) (*api.Medium, error) {
+func (w *world) Medium(_ context.Context, id imprint.InstanceID, what api.MediumRequest, _ string) (*api.Medium, error) {
 	return &api.Medium{
-		Label: what.Dialect + " on " + what.Carrier, Time: time.Unix(1e9, 0).UTC(), Token: what.TTL > 0, Omitted: []string{"db-password", "user data"},
+		Number: 7,
+		Label:  what.Dialect + " on " + what.Carrier, Time: time.Unix(1e9, 0).UTC(), Token: what.TTL > 0, Omitted: []string{"db-password", "user data"},
 		Files: map[string]imprint.Secret{"a/b.json": imprint.NewSecret([]byte(id)), "empty": {}},
 	}, nil
+}
+
+func (w *world) SettleMedium(ctx context.Context, id imprint.InstanceID, number uint32, state imprint.MediumState, detail, by string) error {
+	_, err := w.move(ctx, id, imprint.EventTaken, by, func(i *imprint.Instance) error {
+		i.Media = []imprint.Medium{{Number: number, State: state, Detail: detail, By: by}}
+		return nil
+	})
+	return err
 }
 
 func (w *world) Payload(_ context.Context, id imprint.InstanceID, _ time.Duration) (imprint.Secret, error) {

@@ -66,6 +66,7 @@ func (s *Server) routes() []route {
 		{post, one + "/token", Operator, "create-token", "Hand out a one-time token", move, "application/octet-stream", 0, handle(s, s.token)},
 		{post, one + "/payload", Operator, "create-payload", "Hand out the payload with a one-time token in it", move, "application/octet-stream", 0, handle(s, s.payload)},
 		{post, one + "/medium", Operator, "create-medium", "Hand out what a medium holds, as a tar archive; its global header says what was left out", move, "application/octet-stream", 0, handle(s, s.medium)},
+		{put, one + "/media/{number}", Operator, "settle-medium", "Report what became of a medium that was given out", input, "", 0, handle(s, s.settleMedium)},
 		{get, one + "/pipes", Reader, "list-pipes", "List an instance's message pipes and what waits in them", unknown, "", 0, handle(s, s.pipes)},
 		{post, pipe, Operator, "write-pipe", "Write a message for the machine", full, "", imprint.MaxMessage + 1, handle(s, s.writePipe)},
 		{get, pipe, Operator, "read-pipe", "Read the machine's oldest message, which stays; empty if none came", unknown, "application/octet-stream", 0, handle(s, s.readPipe)},

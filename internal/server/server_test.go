@@ -283,12 +283,18 @@ func TestOperations(t *testing.T) {
 		t.Errorf("payload: %q", p.Reveal())
 	}
 	m := must[*api.Medium](t)(r.client.Medium(ctx, ref, api.MediumRequest{Dialect: "openstack", Carrier: "iso", TTL: ttl}))
-	if m.Label != "openstack on iso" || !m.Token || m.Time.Unix() != 1e9 || !slices.Equal(m.Omitted, []string{"db-password", "user data"}) ||
+	if m.Number != 7 || m.Label != "openstack on iso" || !m.Token || m.Time.Unix() != 1e9 || !slices.Equal(m.Omitted, []string{"db-password", "user data"}) ||
 		len(m.Files) != 2 || string(m.Files["a/b.json"].Reveal()) != string(must[*api.Instance](t)(r.client.Get(ctx, ref)).ID) || len(m.Files["empty"].Reveal()) != 0 {
 		t.Errorf("medium: %+v", m)
 	}
 	if m := must[*api.Medium](t)(r.client.Medium(ctx, ref, api.MediumRequest{})); m.Token {
 		t.Error("a medium without a token has one")
+	}
+	if err := r.client.SettleMedium(ctx, ref, m.Number, api.MediumOutcome{State: imprint.MediumTaken, Detail: "blanked"}); err != nil {
+		t.Error(err)
+	}
+	if got := must[*api.Instance](t)(r.client.Get(ctx, ref)).Media; len(got) != 1 || got[0].Number != 7 || got[0].State != imprint.MediumTaken || got[0].Detail != "blanked" || got[0].By == "" {
+		t.Errorf("media: %+v", got)
 	}
 	for range 2 {
 		if err := r.client.WritePipe(ctx, ref, imprint.DefaultPipe, "", []byte("ping\x00")); err != nil {
