@@ -94,8 +94,12 @@ type Machine struct {
 
 	Console  Console
 	Disks    []Disk
+	Medium   *Medium // nil is none
 	NICs     []NIC
 	Channels []Channel
+	// Control has [Machine.Start] keep a connection to QEMU's monitor, by which
+	// [Process.TakeAway] works.
+	Control bool
 }
 
 // ConsoleKind says where the guest's first serial port goes.
@@ -179,11 +183,17 @@ func (m *Machine) Args() ([]string, error) {
 	for i, d := range m.Disks {
 		a.disk(i, d)
 	}
+	if m.Medium != nil {
+		a.medium(m.Type, m.Medium)
+	}
 	for i, n := range m.NICs {
 		a.nic(i, n)
 	}
 	for _, c := range m.Channels {
 		a.channel(m.Type, c)
+	}
+	if m.Control {
+		a.add("-chardev", fmt.Sprintf("socket,id=control,fd=%d", controlFD), "-mon", "chardev=control,mode=control")
 	}
 	return a, nil
 }
@@ -302,6 +312,9 @@ func (m *Machine) check() error {
 		if !slices.Contains([]string{"", "raw", "qcow2"}, d.Format) {
 			return invalid("disk "+d.Path, "format %q is neither raw nor qcow2", d.Format)
 		}
+	}
+	if err := m.checkMedium(); err != nil {
+		return err
 	}
 	if err := m.checkNICs(); err != nil {
 		return err

@@ -36,8 +36,10 @@ type Run struct {
 
 // Process is a running machine.
 type Process struct {
-	cmd  *exec.Cmd
-	done chan struct{} // closed when status, err and elapsed are set
+	cmd     *exec.Cmd
+	control *monitor      // nil unless [Machine.Control]
+	medium  *Medium       // of the machine
+	done    chan struct{} // closed when status, err and elapsed are set
 
 	status  int
 	err     error
@@ -63,7 +65,20 @@ func (m *Machine) Start(ctx context.Context, run Run) (*Process, error) {
 			return nil, imprint.Errorf(imprint.NotFound, "boot", name, "%w", err)
 		}
 	}
-	return start(ctx, run, path, args)
+	var control *monitor
+	var theirs *os.File
+	if m.Control {
+		if control, theirs, err = openMonitor(); err != nil {
+			return nil, imprint.Errorf(imprint.Internal, "boot", path, "%w", err)
+		}
+		defer theirs.Close()
+	}
+	p, err := start(ctx, run, path, args, control, theirs)
+	if err != nil {
+		return nil, err
+	}
+	p.medium = m.Medium
+	return p, nil
 }
 
 // files returns what has to exist before the machine starts. Sockets are not
@@ -76,10 +91,18 @@ func (m *Machine) files() []string {
 	for _, d := range m.Disks {
 		files = append(files, d.Path)
 	}
+	if m.Medium != nil {
+		files = append(files, m.Medium.Path)
+	}
+	if m.OEMStrings != "" {
+		files = append(files, m.OEMStrings)
+	}
 	return files
 }
 
-func start(ctx context.Context, run Run, path string, args []string) (*Process, error) {
+// start runs QEMU. Unless control is nil it is the monitor, of which theirs is
+// QEMU's end, and is closed with the machine's end.
+func start(ctx context.Context, run Run, path string, args []string, control *monitor, theirs *os.File) (*Process, error) {
 	if run.Timeout == 0 {
 		run.Timeout = DefaultTimeout
 	}
@@ -98,7 +121,10 @@ func start(ctx context.Context, run Run, path string, args []string) (*Process, 
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopGrace
 
-	p := &Process{cmd: cmd, done: make(chan struct{})}
+	if control != nil {
+		cmd.ExtraFiles = []*os.File{theirs}
+	}
+	p := &Process{cmd: cmd, control: control, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
 		// The parent-death signal goes with the thread that started the child
@@ -107,6 +133,9 @@ func start(ctx context.Context, run Run, path string, args []string) (*Process, 
 		defer runtime.UnlockOSThread()
 		defer cancel()
 		defer close(p.done)
+		if control != nil {
+			defer control.conn.Close()
+		}
 		begin := time.Now()
 		if err := cmd.Start(); err != nil {
 			started <- imprint.Errorf(imprint.Internal, "boot", path, "%w", err)

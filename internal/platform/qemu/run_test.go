@@ -97,6 +97,8 @@ func TestStartNamesWhatIsMissing(t *testing.T) {
 		"no-kernel": {Kernel: "no-kernel"},
 		"no-initrd": {Kernel: present, Initrd: "no-initrd"},
 		"no-disk":   {Kernel: present, Disks: []Disk{{Path: "no-disk"}}},
+		"no-medium": {Kernel: present, Medium: &Medium{CDDrive, "no-medium"}},
+		"no-oem":    {Kernel: present, OEMStrings: "no-oem"},
 		"no-qemu":   {Kernel: present, Program: "no-qemu"},
 	} {
 		_, err := m.Start(t.Context(), Run{})

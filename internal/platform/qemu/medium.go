@@ -1,0 +1,147 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"imprint"
+)
+
+// Drive says in what a [Medium] is.
+type Drive string
+
+// The drives.
+const (
+	CDDrive     Drive = "cd"     // in Linux /dev/sr0, by virtio_scsi and sr_mod
+	DiskDrive   Drive = "disk"   // a disk that can be unplugged; in Linux /dev/sda, by virtio_scsi and sd_mod
+	FloppyDrive Drive = "floppy" // of 1.44 MB; in Linux /dev/fd0, by floppy
+)
+
+// Medium is a raw image in a drive from which it can be taken while the machine
+// runs. The machine cannot write to it.
+//
+// CDs and disks are on a virtio SCSI controller, because the kernels that
+// distributions make for virtual machines all have a driver for it, which several
+// lack for AHCI, and because on every machine type a SCSI disk can be unplugged
+// without the guest's consent, unlike one on PCI.
+type Medium struct {
+	Drive Drive
+	Path  string
+}
+
+// mediumID is the name of the medium's device in QEMU's monitor.
+const mediumID = "medium"
+
+func (m *Machine) checkMedium() error {
+	switch {
+	case m.Medium == nil:
+		return nil
+	case m.Medium.Path == "":
+		return imprint.Errorf(imprint.Invalid, "describe", "medium", "no file is given")
+	case m.Medium.Drive == FloppyDrive && m.Type == Microvm:
+		return imprint.Errorf(imprint.Invalid, "describe", "medium", "a microvm has no floppy drive").WithHint("use machine type q35 or pc")
+	case m.Medium.Drive != CDDrive && m.Medium.Drive != DiskDrive && m.Medium.Drive != FloppyDrive:
+		return imprint.Errorf(imprint.Invalid, "describe", "medium", "%q is none of cd, disk, floppy", m.Medium.Drive)
+	}
+	return nil
+}
+
+func (a *args) medium(t Type, m *Medium) {
+	drive := fmt.Sprintf("id=%s-image,if=none,file=%s,format=raw,readonly=on", mediumID, escape(m.Path))
+	if m.Drive == CDDrive {
+		drive += ",media=cdrom"
+	}
+	a.add("-drive", drive)
+	device := fmt.Sprintf("drive=%[1]s-image,id=%[1]s", mediumID)
+	switch m.Drive {
+	case FloppyDrive:
+		if t != PC { // which has a controller
+			a.add("-device", "isa-fdc")
+		}
+		a.add("-device", "floppy,drive-type=144,"+device)
+	case CDDrive:
+		a.add("-device", "virtio-scsi-pci", "-device", "scsi-cd,"+device)
+	default:
+		a.add("-device", "virtio-scsi-pci", "-device", "scsi-hd,removable=on,"+device)
+	}
+}
+
+// TakeAway ejects the machine's medium or unplugs the disk that it is, whatever
+// the guest does with it, and verifies that QEMU has let go of its file. It
+// returns what was done, in words. It needs [Machine.Control], and fails with kind
+// [imprint.Unavailable].
+func (p *Process) TakeAway(ctx context.Context) (how string, err error) {
+	if p.control == nil || p.medium == nil {
+		return "", imprint.Errorf(imprint.Unavailable, "take away", "medium", "the machine has none that can be taken")
+	}
+	if how, err = p.control.takeAway(ctx, p.medium); err != nil {
+		return "", imprint.Errorf(imprint.Unavailable, "take away", p.medium.Path, "%w", err)
+	}
+	return how, nil
+}
+
+func (m *monitor) takeAway(ctx context.Context, medium *Medium) (how string, err error) {
+	type device struct {
+		ID    string `json:"id"`
+		Force bool   `json:"force,omitempty"` // also if the guest has locked it
+	}
+	var said *refusal
+	if medium.Drive == DiskDrive {
+		how = "disk unplugged"
+		if err := m.execute(ctx, "device_del", device{ID: mediumID}, nil); err != nil && !(errors.As(err, &said) && said.class == deviceNotFound) {
+			return "", err
+		}
+	} else {
+		how = map[Drive]string{CDDrive: "CD", FloppyDrive: "floppy"}[medium.Drive] + " ejected"
+		if err := m.execute(ctx, "blockdev-open-tray", device{mediumID, true}, nil); err != nil {
+			return "", err
+		}
+		if err := m.execute(ctx, "blockdev-remove-medium", device{ID: mediumID}, nil); err != nil {
+			return "", err
+		}
+	}
+	return how, m.waitClosed(ctx, medium.Path)
+}
+
+// waitClosed returns once no block device or node of QEMU's uses path: a device
+// that is unplugged goes a moment later.
+func (m *monitor) waitClosed(ctx context.Context, path string) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		open, err := m.uses(ctx, path)
+		if err != nil || !open {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return errors.New("QEMU still has its file open")
+		}
+	}
+}
+
+func (m *monitor) uses(ctx context.Context, path string) (bool, error) {
+	type image struct {
+		File string `json:"file"`
+	}
+	var nodes []image
+	if err := m.execute(ctx, "query-named-block-nodes", nil, &nodes); err != nil {
+		return false, err
+	}
+	var drives []struct {
+		Inserted *image `json:"inserted"`
+	}
+	if err := m.execute(ctx, "query-block", nil, &drives); err != nil {
+		return false, err
+	}
+	for _, d := range drives {
+		if d.Inserted != nil {
+			nodes = append(nodes, *d.Inserted)
+		}
+	}
+	return slices.Contains(nodes, image{path}), nil
+}
