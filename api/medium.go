@@ -39,6 +39,7 @@ type Medium struct {
 	Label   string    // of the volume
 	Time    time.Time // of everything on it
 	Token   bool      // the payload on it holds a one-time token
+	CheckIn []string  // base URLs of the check-in endpoint in the payload on it
 	Omitted []string  // what not all who can read the medium may read
 	Files   map[string]imprint.Secret
 }
@@ -49,6 +50,7 @@ const (
 	recordLabel   = "IMPRINT.label"
 	recordTime    = "IMPRINT.time"
 	recordToken   = "IMPRINT.token"
+	recordCheckIn = "IMPRINT.check-in"
 	recordOmitted = "IMPRINT.omitted"
 	recordFiles   = "IMPRINT.files" // how many there are: an archive that was cut off looks whole
 )
@@ -60,6 +62,7 @@ func (m *Medium) Encode() (imprint.Secret, error) {
 	records := map[string]string{
 		recordNumber: strconv.FormatUint(uint64(m.Number), 10), recordLabel: m.Label, recordTime: m.Time.UTC().Format(time.RFC3339),
 		recordOmitted: strings.Join(m.Omitted, "\n"), recordFiles: strconv.Itoa(len(m.Files)),
+		recordCheckIn: strings.Join(m.CheckIn, "\n"),
 	}
 	if m.Token {
 		records[recordToken] = "true"
@@ -135,6 +138,9 @@ func DecodeMedium(b []byte) (*Medium, error) {
 // decodeHeader takes what [Medium.Encode] puts into the global header.
 func (m *Medium) decodeHeader(records map[string]string) (err error) {
 	m.Label, m.Token = records[recordLabel], records[recordToken] == "true"
+	if s := records[recordCheckIn]; s != "" {
+		m.CheckIn = strings.Split(s, "\n")
+	}
 	if s := records[recordOmitted]; s != "" {
 		m.Omitted = strings.Split(s, "\n")
 	}

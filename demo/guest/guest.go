@@ -45,6 +45,9 @@ type Config struct {
 	Programs []string
 	// Modules are kernel modules to load beside those of the channels and disks.
 	Modules []string
+	// Generic takes Debian's kernel for all machines. It has drivers that the one for
+	// virtual machines lacks, such as the floppy drive's, and takes longer to fetch.
+	Generic bool
 }
 
 // Image is a guest that can be booted.
@@ -55,7 +58,11 @@ type Image struct {
 
 // Build makes a guest. The same inputs give the same bytes.
 func Build(ctx context.Context, c Config) (Image, error) {
-	kernel, err := FetchKernel(ctx, c.Cache)
+	kind := cloudKernel()
+	if c.Generic {
+		kind = genericKernel()
+	}
+	kernel, err := kind.fetch(ctx, c.Cache)
 	if err != nil {
 		return Image{}, err
 	}

@@ -17,24 +17,41 @@ type Kernel struct {
 	Root  string // the directory that holds lib/modules
 }
 
-// kernelPackage depends on the kernel that Debian gives to virtual machines.
-const kernelPackage = "linux-image-cloud-amd64"
+// flavour is one of Debian's kernels.
+type flavour struct {
+	dir        string // below the cache
+	dependency string // the package that depends on the current one
+	name       *regexp.Regexp
+}
 
-// FetchKernel returns the kernel that is in the directory cache. If there is
-// none yet it downloads Debian's current one, which takes apt-get and the network.
+func cloudKernel() flavour {
+	return flavour{"kernel", "linux-image-cloud-amd64", regexp.MustCompile(`Depends: (linux-image-(\S+-cloud-amd64))`)}
+}
+
+func genericKernel() flavour {
+	return flavour{"generic", "linux-image-amd64", regexp.MustCompile(`Depends: (linux-image-([0-9]\S+-amd64))`)}
+}
+
+// FetchKernel returns the kernel for virtual machines that is in the directory
+// cache. If there is none yet it downloads Debian's current one, which takes apt-get
+// and the network.
 func FetchKernel(ctx context.Context, cache string) (Kernel, error) {
+	return cloudKernel().fetch(ctx, cache)
+}
+
+func (v flavour) fetch(ctx context.Context, cache string) (Kernel, error) {
 	cache, err := filepath.Abs(cache) // programs that run in another directory get it
 	if err != nil {
 		return Kernel{}, err
 	}
-	dir := filepath.Join(cache, "kernel")
+	dir := filepath.Join(cache, v.dir)
 	if k, err := openKernel(dir); err == nil {
 		return k, nil
 	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return Kernel{}, err
 	}
-	temp, err := os.MkdirTemp(cache, "kernel-*")
+	temp, err := os.MkdirTemp(cache, v.dir+"-*")
 	if err != nil {
 		return Kernel{}, err
 	}
@@ -42,8 +59,8 @@ func FetchKernel(ctx context.Context, cache string) (Kernel, error) {
 	if err := os.Chmod(temp, 0o755); err != nil { // apt-get downloads as another user
 		return Kernel{}, err
 	}
-	if err := download(ctx, temp); err != nil {
-		return Kernel{}, fmt.Errorf("fetch %s: %w; run apt-get update if apt's lists are old", kernelPackage, err)
+	if err := v.download(ctx, temp); err != nil {
+		return Kernel{}, fmt.Errorf("fetch %s: %w; run apt-get update if apt's lists are old", v.dependency, err)
 	}
 	if err := os.Rename(temp, dir); err != nil {
 		return Kernel{}, err
@@ -51,13 +68,13 @@ func FetchKernel(ctx context.Context, cache string) (Kernel, error) {
 	return openKernel(dir)
 }
 
-// download fetches the package that kernelPackage depends on and unpacks it in dir.
-func download(ctx context.Context, dir string) error {
-	out, err := run(ctx, dir, "apt-cache", "depends", "--important", kernelPackage)
+// download fetches the package and unpacks it in dir.
+func (v flavour) download(ctx context.Context, dir string) error {
+	out, err := run(ctx, dir, "apt-cache", "depends", "--important", v.dependency)
 	if err != nil {
 		return err
 	}
-	found := regexp.MustCompile(`Depends: (linux-image-(\S+-cloud-amd64))`).FindStringSubmatch(out)
+	found := v.name.FindStringSubmatch(out)
 	if found == nil {
 		return fmt.Errorf("apt knows no kernel by that name")
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,6 +26,8 @@ type bootOptions struct {
 	disks, channels        []string
 	machine, product       string
 	stock                  string
+	carrier, dialect       string
+	asDisk                 bool
 	console                string
 	memory, cpus           int
 	timeout                time.Duration
@@ -52,9 +55,15 @@ By hand: --product "OpenStack Nova" is openstack, --product "SmartDC HVM" smarto
 and --append "ds=nocloud-net;s=http://169.254.169.254/nocloud/" nocloud, which
 works on a microvm too.
 
+With --carrier the machine gets a medium with its payload, or with what --dialect
+says, and a network of QEMU's own over which it checks in. The medium is taken away
+when the machine has confirmed that it has its certificate: the CD or floppy is
+ejected, the disk unplugged, the file overwritten with zeros, checked and removed. What is
+in an initial RAM disk or in firmware strings stays in the machine's memory until it ends.
+
 KVM is used if a probe shows that guests really run under it; IMPRINT_ACCEL=tcg or
 kvm decides without probing.`,
-		Example:           "  imprint boot web-1 --kernel vmlinuz --initrd initrd.img\n  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --stock openstack --channel nic\n  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --print",
+		Example:           "  imprint boot web-1 --kernel vmlinuz --initrd initrd.img\n  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --stock openstack --channel nic\n  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --print\n  imprint boot web-1 --kernel vmlinuz --initrd initrd.img --carrier iso",
 		Args:              exactArgs("an instance"),
 		ValidArgsFunction: p.completeInstances,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -72,6 +81,11 @@ kvm decides without probing.`,
 	f.StringVar(&o.stock, "stock", "", "what to look like to stock cloud-init: openstack, ec2, nocloud or smartos")
 	c.MarkFlagsMutuallyExclusive("product", "stock")
 	c.RegisterFlagCompletionFunc("stock", cobra.FixedCompletions([]string{"openstack", "ec2", "nocloud", "smartos"}, cobra.ShellCompDirectiveNoFileComp))
+	f.StringVar(&o.carrier, "carrier", "", "attach a `medium`, and take it away again: "+strings.Join(bootCarriers(), ", "))
+	f.StringVar(&o.dialect, "dialect", "", "for whom the medium is (default native, or credentials on smbios)")
+	f.BoolVar(&o.asDisk, "as-disk", false, "attach the CD image as a disk, for kernels without a driver for CD drives")
+	c.RegisterFlagCompletionFunc("carrier", cobra.FixedCompletions(bootCarriers(), cobra.ShellCompDirectiveNoFileComp))
+	c.RegisterFlagCompletionFunc("dialect", cobra.FixedCompletions(dialectNames(), cobra.ShellCompDirectiveNoFileComp))
 	f.StringVar(&o.console, "console", "-", "where the guest's console goes: a file, or - for this terminal")
 	f.IntVar(&o.memory, "memory", 512, "MiB of memory")
 	f.IntVar(&o.cpus, "cpus", 1, "processors")
@@ -116,15 +130,29 @@ func (p *program) boot(ctx context.Context, ref string, o *bootOptions) error {
 		}
 		m.NICs = append(m.NICs, *nic)
 	}
+	var medium *bootMedium
+	if o.carrier != "" {
+		if medium, err = p.planMedium(&d.Instance, o); err != nil {
+			return err
+		}
+		defer medium.end(ctx)
+		medium.attach(m)
+	} else if o.dialect != "" || o.asDisk {
+		return imprint.Errorf(imprint.Invalid, "boot", ref, "it gets no medium").WithHint("say with --carrier which it is to have")
+	}
 	if m.Accel, err = (qemu.Probe{Kernel: o.kernel}).Accel(ctx); err != nil {
 		return err
 	}
 	if o.print {
 		line, err := m.Command()
-		if err == nil {
-			fmt.Fprintln(p.out, line)
+		if err != nil {
+			return err
 		}
-		return err
+		fmt.Fprintln(p.out, line)
+		if medium != nil {
+			fmt.Fprintf(p.err, "write the medium first: %s\n", medium.byHand())
+		}
+		return nil
 	}
 	for _, ch := range m.Channels {
 		if err := waitSocket(ctx, ch.Socket); err != nil {
@@ -135,6 +163,15 @@ func (p *program) boot(ctx context.Context, ref string, o *bootOptions) error {
 		return imprint.Errorf(imprint.Unavailable, "boot", ref, "%s is missing: %s", missing[0].Name, missing[0].Problem).
 			WithHint("%s", missing[0].Remedy)
 	}
+	if medium != nil {
+		if _, err := m.Args(); err != nil { // before a token is made for nobody
+			return err
+		}
+		if err := medium.make(ctx, client); err != nil {
+			return err
+		}
+		p.warnUnreachable(ctx, ref, medium.checkIn)
+	}
 	run := qemu.Run{Timeout: o.timeout, Stdout: p.out, Stderr: p.err}
 	if in, ok := p.in.(*os.File); ok && m.Console.Kind == qemu.ConsoleStdio {
 		run.Stdin = in
@@ -143,7 +180,15 @@ func (p *program) boot(ctx context.Context, ref string, o *bootOptions) error {
 	if err != nil {
 		return err
 	}
+	var following sync.WaitGroup
+	running, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if medium != nil {
+		following.Go(func() { medium.follow(running, machine) })
+	}
 	status, err := machine.Wait()
+	cancel()
+	following.Wait()
 	if err == nil && status != 0 {
 		err = imprint.Errorf(imprint.Internal, "boot", ref, "QEMU ended with status %d", status)
 	}

@@ -64,15 +64,7 @@ away again.`,
 		return p.media(c.Context(), args[0], &o)
 	}
 	f := c.Flags()
-	var carriers, dialects []string
-	for _, m := range media.Carriers() {
-		if !m.Added() {
-			carriers = append(carriers, m.Name)
-		}
-	}
-	for _, d := range dialect.Drives() {
-		dialects = append(dialects, d.Name)
-	}
+	carriers, dialects := carrierNames(), dialectNames()
 	f.StringVar(&o.carrier, "carrier", "iso", "what to write: "+strings.Join(carriers, ", "))
 	f.StringVar(&o.dialect, "dialect", "", "for whom: "+strings.Join(dialects, ", "))
 	f.StringVar(&o.out, "out", "", "the `file` to write, or - for standard output")
@@ -93,6 +85,22 @@ away again.`,
 	c.RegisterFlagCompletionFunc("dialect", cobra.FixedCompletions(dialects, cobra.ShellCompDirectiveNoFileComp))
 	c.AddCommand(p.mediaListCommand(), p.mediaInspectCommand(), p.mediaRemovePartitionCommand(), p.mediaForgetCommand())
 	return c
+}
+
+func carrierNames() (names []string) {
+	for _, m := range media.Carriers() {
+		if !m.Added() {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
+func dialectNames() (names []string) {
+	for _, d := range dialect.Drives() {
+		names = append(names, d.Name)
+	}
+	return names
 }
 
 func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error {
@@ -123,7 +131,7 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 	}
 	if err := out.write(v, o.size<<20, before); err != nil {
 		if o.out != "-" { // else some of it may be wherever standard output leads
-			p.settleMedium(ctx, ref, m.Number, api.MediumOutcome{State: imprint.MediumTaken, Detail: "it was never written"})
+			p.settleMedium(ctx, p.client(), ref, m.Number, api.MediumOutcome{State: imprint.MediumTaken, Detail: "it was never written"})
 		}
 		return err
 	}
@@ -177,11 +185,9 @@ const settleTime = 10 * time.Second
 
 // settleMedium reports what became of a medium. If that fails the medium stays on
 // record as it was, and the user is told.
-func (p *program) settleMedium(ctx context.Context, ref string, number uint32, outcome api.MediumOutcome) {
+func (p *program) settleMedium(ctx context.Context, client *api.Client, ref string, number uint32, outcome api.MediumOutcome) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
-	client := p.client()
-	defer client.Close()
 	if err := client.SettleMedium(ctx, ref, number, outcome); err != nil {
 		fmt.Fprintf(p.err, "medium %d of %s stays on record, although %s: %v\n", number, ref, outcome.Detail, err)
 	}

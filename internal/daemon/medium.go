@@ -43,6 +43,7 @@ func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what ap
 	rand.Read(in.Seed) // never fails
 	m := &api.Medium{Label: drive.Label, Time: inst.Updated, Files: map[string]imprint.Secret{}}
 	if drive.Payload {
+		m.CheckIn = f.CheckIn
 		if m.Token = imprint.MayHoldToken(in.Readers); m.Token {
 			payload, err := c.Payload(ctx, id, time.Duration(what.TTL))
 			if err != nil {

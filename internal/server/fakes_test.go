@@ -200,8 +200,8 @@ func (w *world) Token(_ context.Context, _ imprint.InstanceID, ttl time.Duration
 
 func (w *world) Medium(_ context.Context, id imprint.InstanceID, what api.MediumRequest, _ string) (*api.Medium, error) {
 	return &api.Medium{
-		Number: 7,
-		Label:  what.Dialect + " on " + what.Carrier, Time: time.Unix(1e9, 0).UTC(), Token: what.TTL > 0, Omitted: []string{"db-password", "user data"},
+		Number: 7, CheckIn: []string{"https://a:1", "https://b:2"},
+		Label: what.Dialect + " on " + what.Carrier, Time: time.Unix(1e9, 0).UTC(), Token: what.TTL > 0, Omitted: []string{"db-password", "user data"},
 		Files: map[string]imprint.Secret{"a/b.json": imprint.NewSecret([]byte(id)), "empty": {}},
 	}, nil
 }

@@ -283,7 +283,7 @@ func TestOperations(t *testing.T) {
 		t.Errorf("payload: %q", p.Reveal())
 	}
 	m := must[*api.Medium](t)(r.client.Medium(ctx, ref, api.MediumRequest{Dialect: "openstack", Carrier: "iso", TTL: ttl}))
-	if m.Number != 7 || m.Label != "openstack on iso" || !m.Token || m.Time.Unix() != 1e9 || !slices.Equal(m.Omitted, []string{"db-password", "user data"}) ||
+	if m.Number != 7 || !slices.Equal(m.CheckIn, []string{"https://a:1", "https://b:2"}) || m.Label != "openstack on iso" || !m.Token || m.Time.Unix() != 1e9 || !slices.Equal(m.Omitted, []string{"db-password", "user data"}) ||
 		len(m.Files) != 2 || string(m.Files["a/b.json"].Reveal()) != string(must[*api.Instance](t)(r.client.Get(ctx, ref)).ID) || len(m.Files["empty"].Reveal()) != 0 {
 		t.Errorf("medium: %+v", m)
 	}

@@ -1,0 +1,248 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"imprint"
+	"imprint/api"
+	"imprint/internal/blank"
+	"imprint/internal/dialect"
+	"imprint/internal/media"
+	"imprint/internal/platform/qemu"
+)
+
+// takeTime is how long QEMU and the disk may take to let go of a medium.
+const takeTime = 30 * time.Second
+
+// bootMedium is the medium of one run of a machine. It is planned, attached, made,
+// and taken away: when the machine has confirmed, or at the latest with its end.
+type bootMedium struct {
+	*program
+	instance *api.Instance // before the machine began to run
+	client   *api.Client   // nil before the medium was made
+	carrier  media.Carrier
+	dialect  string
+	asDisk   bool
+	before   string // the initial RAM disk that it is appended to
+	dir      string // the run's private directory; "" if the command line is only shown
+	path     string
+
+	number  uint32   // of the medium on record
+	checkIn []string // where the machine is to check in
+	blanked bool     // its file is no more
+	taken   bool     // nothing is left of it
+}
+
+// bootCarriers are the carriers that a run of a machine can have.
+func bootCarriers() []string {
+	return []string{"iso", "fat", "fat-mbr", "fat-gpt", "floppy", "initrd", "smbios"}
+}
+
+// planMedium checks what the flags say of a medium and makes its place.
+func (p *program) planMedium(i *api.Instance, o *bootOptions) (*bootMedium, error) {
+	carrier, err := media.CarrierOf(o.carrier)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(bootCarriers(), carrier.Name) {
+		return nil, imprint.Errorf(imprint.Invalid, "boot", i.Ref, "it cannot be given the carrier %s, but %s", carrier.Name, strings.Join(bootCarriers(), ", "))
+	}
+	if o.asDisk && carrier.Name != "iso" {
+		return nil, imprint.Errorf(imprint.Invalid, "boot", i.Ref, "the carrier %s is not a CD image, which --as-disk is for", carrier.Name)
+	}
+	b := &bootMedium{program: p, instance: i, carrier: carrier, dialect: o.dialect, asDisk: o.asDisk}
+	switch {
+	case carrier.Form == dialect.Initrd:
+		b.before = o.initrd
+	case carrier.Form == dialect.Firmware && o.dialect == "":
+		b.dialect = "credentials"
+	}
+	b.dialect = cmp.Or(b.dialect, "native")
+	if o.print {
+		b.path = string(i.Spec.Name) + "." + carrier.Name
+		return b, nil
+	}
+	if b.dir, err = os.MkdirTemp("", "imprint-boot-"); err != nil { // 0700
+		return nil, fileError("boot", i.Ref, err)
+	}
+	b.path = filepath.Join(b.dir, "medium")
+	return b, nil
+}
+
+// byHand is the command that makes the medium where the shown command line has it.
+func (b *bootMedium) byHand() string {
+	line := fmt.Sprintf("imprint media %s --dialect %s --carrier %s --out %s", b.instance.Ref, b.dialect, b.carrier.Name, b.path)
+	if b.before != "" {
+		line += " --append-to " + b.before
+	}
+	return line
+}
+
+// attach puts the medium into m, and gives m a network.
+func (b *bootMedium) attach(m *qemu.Machine) {
+	m.NICs = append(m.NICs, qemu.NIC{Open: true})
+	m.Control = b.dir != ""
+	switch {
+	case b.carrier.Form == dialect.Initrd:
+		m.Initrd = b.path
+	case b.carrier.Form == dialect.Firmware:
+		m.OEMStrings = b.path
+	case b.carrier.Name == "iso" && !b.asDisk:
+		m.Medium = &qemu.Medium{Drive: qemu.CDDrive, Path: b.path}
+	case b.carrier.Name == "floppy":
+		m.Medium = &qemu.Medium{Drive: qemu.FloppyDrive, Path: b.path}
+	default:
+		m.Medium = &qemu.Medium{Drive: qemu.DiskDrive, Path: b.path}
+	}
+}
+
+// make has the server give the medium out, and writes it.
+func (b *bootMedium) make(ctx context.Context, client *api.Client) error {
+	var before []byte
+	var err error
+	if b.before != "" {
+		if before, err = readFile(b.before, maxInitrd); err != nil {
+			return err
+		}
+	}
+	out, err := b.mediumOut(b.carrier, b.path)
+	if err != nil {
+		return err
+	}
+	defer out.discard()
+	m, err := client.Medium(ctx, string(b.instance.ID), api.MediumRequest{Dialect: b.dialect, Carrier: b.carrier.Name})
+	if err != nil {
+		return err
+	}
+	if err := out.write(volumeOf(m), 0, before); err != nil {
+		b.settleMedium(ctx, client, string(b.instance.ID), m.Number, api.MediumOutcome{State: imprint.MediumTaken, Detail: "it was never written"})
+		return err
+	}
+	b.client, b.number, b.checkIn = client, m.Number, m.CheckIn
+	return nil
+}
+
+// follow takes the medium away as soon as the machine has confirmed, or may not
+// enrol any more. It returns when that is done, or when ctx ends, as it is to when the
+// machine does.
+func (b *bootMedium) follow(ctx context.Context, machine *qemu.Process) {
+	if over(b.instance, b.instance.Generation) {
+		return // nothing would tell when the machine has read what it wants
+	}
+	for n, err := range b.client.Watch(ctx, api.Scope{Instance: string(b.instance.ID)}, 0) {
+		if err != nil {
+			fmt.Fprintf(b.err, "the medium of %s stays in the machine until it ends: %v\n", b.instance.Ref, err)
+			return
+		}
+		if n.Instance != nil && over(n.Instance, b.instance.Generation) {
+			b.takeAway(ctx, machine)
+			return
+		}
+	}
+}
+
+// over reports whether a medium of a generation has nothing to do any more.
+func over(i *api.Instance, gen imprint.Generation) bool {
+	return i.Generation != gen || i.Enrolment.State.Enrolled() || !i.Enrolment.State.Open()
+}
+
+// takeAway takes the medium out of the machine, which runs, and blanks its file.
+func (b *bootMedium) takeAway(ctx context.Context, machine *qemu.Process) {
+	ctx, cancel := context.WithTimeout(ctx, takeTime)
+	defer cancel()
+	inMemory := b.carrier.Form != dialect.Volume
+	how := ""
+	if !inMemory {
+		var err error
+		if how, err = machine.TakeAway(ctx); err != nil {
+			if !ended(machine) { // else the medium went with the machine
+				b.left(ctx, err.Error())
+			}
+			return
+		}
+		how += ", "
+	}
+	gone, err := b.blank(ctx)
+	switch {
+	case err != nil && ended(machine):
+	case err != nil:
+		b.left(ctx, how+err.Error())
+	case inMemory:
+		b.left(ctx, gone+", but it is in the machine's memory until that is switched off")
+	default:
+		b.away(ctx, how+gone)
+	}
+}
+
+func ended(machine *qemu.Process) bool {
+	select {
+	case <-machine.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// end blanks what is there of the medium, which nothing has attached any more, and
+// removes the private directory.
+func (b *bootMedium) end(ctx context.Context) {
+	if b.dir == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeTime)
+	defer cancel()
+	gone, err := "", error(nil)
+	if b.client != nil && !b.taken {
+		gone, err = b.blank(ctx)
+	}
+	removed := os.RemoveAll(b.dir)
+	switch {
+	case b.client == nil || b.taken:
+	case err == nil:
+		b.away(ctx, "at the end of the run, "+gone)
+	case removed == nil:
+		b.left(ctx, "at the end of the run its file was removed, but not blanked: "+err.Error())
+	default:
+		b.left(ctx, "after the run its file is there still: "+err.Error())
+	}
+	if removed != nil {
+		fmt.Fprintln(b.err, fileError("remove", b.dir, removed))
+	}
+}
+
+// blank overwrites and removes the file. It returns what was done, in words; it is
+// no error if that was done before.
+func (b *bootMedium) blank(ctx context.Context) (gone string, err error) {
+	if !b.blanked {
+		f, err := blank.Open(b.path)
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		if err := f.Blank(ctx); err != nil {
+			return "", err
+		}
+		if err := f.Remove(); err != nil {
+			return "", err
+		}
+		b.blanked = true
+	}
+	return "file blanked, verified and removed", nil
+}
+
+func (b *bootMedium) away(ctx context.Context, how string) {
+	b.taken = true
+	b.settleMedium(ctx, b.client, string(b.instance.ID), b.number, api.MediumOutcome{State: imprint.MediumTaken, Detail: how})
+}
+
+func (b *bootMedium) left(ctx context.Context, why string) {
+	fmt.Fprintf(b.err, "the medium of %s was not taken away: %s\n", b.instance.Ref, strings.TrimSpace(why))
+	b.settleMedium(ctx, b.client, string(b.instance.ID), b.number, api.MediumOutcome{State: imprint.MediumLeft, Detail: why})
+}
