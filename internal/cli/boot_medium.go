@@ -122,7 +122,7 @@ func (b *bootMedium) make(ctx context.Context, client *api.Client) error {
 		return err
 	}
 	if err := out.write(volumeOf(m), 0, before); err != nil {
-		b.settleMedium(ctx, client, string(b.instance.ID), m.Number, api.MediumOutcome{State: imprint.MediumTaken, Detail: "it was never written"})
+		b.report(b.settleMedium(ctx, client, string(b.instance.ID), m.Number, api.MediumOutcome{State: imprint.MediumTaken, Detail: "it was never written"}))
 		return err
 	}
 	b.client, b.number, b.checkIn = client, m.Number, m.CheckIn
@@ -213,7 +213,7 @@ func (b *bootMedium) end(ctx context.Context) {
 		b.left(ctx, "after the run its file is there still: "+err.Error())
 	}
 	if removed != nil {
-		fmt.Fprintln(b.err, fileError("remove", b.dir, removed))
+		b.report(fileError("remove", b.dir, removed))
 	}
 }
 
@@ -239,10 +239,10 @@ func (b *bootMedium) blank(ctx context.Context) (gone string, err error) {
 
 func (b *bootMedium) away(ctx context.Context, how string) {
 	b.taken = true
-	b.settleMedium(ctx, b.client, string(b.instance.ID), b.number, api.MediumOutcome{State: imprint.MediumTaken, Detail: how})
+	b.report(b.settleMedium(ctx, b.client, string(b.instance.ID), b.number, api.MediumOutcome{State: imprint.MediumTaken, Detail: how}))
 }
 
 func (b *bootMedium) left(ctx context.Context, why string) {
 	fmt.Fprintf(b.err, "the medium of %s was not taken away: %s\n", b.instance.Ref, strings.TrimSpace(why))
-	b.settleMedium(ctx, b.client, string(b.instance.ID), b.number, api.MediumOutcome{State: imprint.MediumLeft, Detail: why})
+	b.report(b.settleMedium(ctx, b.client, string(b.instance.ID), b.number, api.MediumOutcome{State: imprint.MediumLeft, Detail: why}))
 }

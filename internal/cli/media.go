@@ -83,7 +83,7 @@ away again.`,
 	c.MarkFlagFilename("partition")
 	c.RegisterFlagCompletionFunc("carrier", cobra.FixedCompletions(carriers, cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("dialect", cobra.FixedCompletions(dialects, cobra.ShellCompDirectiveNoFileComp))
-	c.AddCommand(p.mediaListCommand(), p.mediaInspectCommand(), p.mediaRemovePartitionCommand(), p.mediaForgetCommand())
+	c.AddCommand(p.mediaListCommand(), p.mediaInspectCommand(), p.mediaBlankCommand(), p.mediaRemovePartitionCommand(), p.mediaForgetCommand())
 	return c
 }
 
@@ -131,7 +131,7 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 	}
 	if err := out.write(v, o.size<<20, before); err != nil {
 		if o.out != "-" { // else some of it may be wherever standard output leads
-			p.settleMedium(ctx, p.client(), ref, m.Number, api.MediumOutcome{State: imprint.MediumTaken, Detail: "it was never written"})
+			p.report(p.settleMedium(ctx, p.client(), ref, m.Number, api.MediumOutcome{State: imprint.MediumTaken, Detail: "it was never written"}))
 		}
 		return err
 	}
@@ -184,13 +184,15 @@ func (p *program) omitted(m *api.Medium) {
 const settleTime = 10 * time.Second
 
 // settleMedium reports what became of a medium. If that fails the medium stays on
-// record as it was, and the user is told.
-func (p *program) settleMedium(ctx context.Context, client *api.Client, ref string, number uint32, outcome api.MediumOutcome) {
+// record as it was, which the error tells.
+func (p *program) settleMedium(ctx context.Context, client *api.Client, ref string, number uint32, outcome api.MediumOutcome) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
 	if err := client.SettleMedium(ctx, ref, number, outcome); err != nil {
-		fmt.Fprintf(p.err, "medium %d of %s stays on record, although %s: %v\n", number, ref, outcome.Detail, err)
+		return imprint.Errorf(imprint.KindOf(err), "report", fmt.Sprintf("medium %d of %s", number, ref), "it is %s (%s), and that is not on record: %w", outcome.State, outcome.Detail, err).
+			WithHint("when the server answers: imprint media forget %s %d", ref, number)
 	}
+	return nil
 }
 
 // maxInitrd is how large an initial RAM disk may be that something is appended to.
@@ -344,16 +346,26 @@ func inspectMedium(path, label string) (*media.Contents, error) {
 			return nil, fileError("inspect", path, failed)
 		}
 		if label == "" {
-			c, err = media.Inspect(f, size)
-		} else {
-			c, err = media.InspectLabelled(f, size, label)
+			return inspectOpened(f, size, path)
 		}
+		c, err = media.InspectLabelled(f, size, label)
 	}
+	return c, inspectError(path, err)
+}
+
+// inspectOpened is [media.Inspect] of what the user calls name.
+func inspectOpened(r io.ReaderAt, size int64, name string) (*media.Contents, error) {
+	c, err := media.Inspect(r, size)
+	return c, inspectError(name, err)
+}
+
+// inspectError has the user's name for what was inspected.
+func inspectError(name string, err error) error {
 	var e *imprint.Error
 	if errors.As(err, &e) {
-		return nil, imprint.Errorf(e.Kind, "inspect", path, "%w", e.Err)
+		return imprint.Errorf(e.Kind, "inspect", name, "%w", e.Err)
 	}
-	return c, err
+	return err
 }
 
 func reportOf(c *media.Contents) *mediumReport {

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"strconv"
 
@@ -8,7 +10,147 @@ import (
 
 	"imprint"
 	"imprint/api"
+	"imprint/internal/blank"
+	"imprint/internal/media"
 )
+
+func (p *program) mediaBlankCommand() *cobra.Command {
+	var ref string
+	var remove bool
+	c := &cobra.Command{
+		Use:   "blank FILE",
+		Short: "Overwrite a medium with zeros, and report that it was taken away",
+		Long: `Overwrite a medium that "imprint media" wrote with zeros, read them back, and report to
+the server that it was taken away. FILE may be a block device, of which all is overwritten.
+
+Only a medium that is on record is: its files have the digest and its format is the
+carrier's that the server gave out. What is mounted, attached to a loop device or
+open in QEMU is refused. What is refused is left as it is.
+
+What was copied from the medium is still there: a snapshot, a backup, another file. So may
+be what a disk of flash memory has put aside.`,
+		Example: "  imprint media blank web-1.iso --remove\n  imprint media blank /dev/sdb\n  imprint media blank config.iso --instance web-1",
+		Args:    exactArgs("a file"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return p.mediaBlank(c.Context(), args[0], ref, remove)
+		},
+	}
+	c.Flags().StringVar(&ref, "instance", "", "whose medium it is; needed where it has no payload that says so")
+	c.Flags().BoolVar(&remove, "remove", false, "remove the file afterwards")
+	c.RegisterFlagCompletionFunc("instance", p.completeInstances)
+	return c
+}
+
+func (p *program) mediaBlank(ctx context.Context, path, ref string, remove bool) error {
+	f, err := blank.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if remove && f.Device() {
+		return imprint.Errorf(imprint.Invalid, "blank", path, "it is a block device, which cannot be removed")
+	}
+	c, err := inspectOpened(f, f.Size(), path)
+	if err != nil {
+		return err
+	}
+	if payload := reportOf(c).Payload; ref == "" && payload != nil {
+		ref = string(payload.Instance)
+	}
+	if ref == "" {
+		return imprint.Errorf(imprint.Invalid, "blank", path, "no payload on it says whose it is").WithHint("name the instance with --instance")
+	}
+	client := p.client()
+	defer client.Close()
+	i, err := client.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	m, err := recorded(i, c, f, path)
+	if err != nil {
+		return err
+	}
+	how, err := "blanked and verified: "+path, f.Blank(ctx)
+	if err != nil {
+		p.report(p.settleMedium(ctx, client, ref, m.Number, api.MediumOutcome{State: imprint.MediumLeft, Detail: err.Error()}))
+		return err
+	}
+	if remove {
+		if err = f.Remove(); err == nil {
+			how = "blanked, verified and removed: " + path
+		}
+	}
+	if reported := p.settleMedium(ctx, client, ref, m.Number, api.MediumOutcome{State: imprint.MediumTaken, Detail: how}); reported != nil {
+		return reported
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(p.out, "medium %d of %s %s\n", m.Number, i.Ref, how)
+	return nil
+}
+
+// recorded returns which of i's media f is, whose content is c: the one that is
+// still out, or else any, for there may be copies. It fails with kind
+// [imprint.Conflict] if f is none of them, or not that alone.
+func recorded(i *api.Instance, c *media.Contents, f *blank.Medium, path string) (*imprint.Medium, error) {
+	refuse := func(format string, args ...any) *imprint.Error {
+		return imprint.Errorf(imprint.Conflict, "blank", path, format, args...)
+	}
+	digest := imprint.DigestOfFiles(c.Files)
+	var found *imprint.Medium
+	for n := range i.Media {
+		m := &i.Media[n]
+		if m.Digest == digest && isCarrier(m.Carrier, c) && (found == nil || found.State == imprint.MediumTaken) {
+			found = m
+		}
+	}
+	switch {
+	case found == nil:
+		return nil, refuse("it is none of the media of %s on record", i.Ref).
+			WithHint("imprint media inspect %s shows what it is, and imprint describe %s what is out", path, i.Ref)
+	case c.Partitions > 1:
+		return nil, refuse("it has %d partitions, of which imprint wrote one", c.Partitions).
+			WithHint("remove that partition, and then: imprint media forget %s %d", i.Ref, found.Number)
+	case c.Format == "cpio" && c.Start > 0 && !isInitrd(f):
+		return nil, refuse("what is before the archive is no initial RAM disk").
+			WithHint("remove it by hand, and then: imprint media forget %s %d", i.Ref, found.Number)
+	}
+	return found, nil
+}
+
+// isCarrier reports whether what was found is as imprint writes a carrier.
+func isCarrier(name string, c *media.Contents) bool {
+	switch name {
+	case "iso":
+		return c.Format == "iso9660" && c.Table == media.NoTable
+	case "floppy":
+		return c.Format == "fat12" && c.Table == media.NoTable
+	case "fat", "fat-mbr", "fat-gpt":
+		table := map[string]media.Table{"fat": media.NoTable, "fat-mbr": media.MBR, "fat-gpt": media.GPT}[name]
+		return (c.Format == "fat16" || c.Format == "fat32") && c.Table == table
+	case "initrd":
+		return c.Format == "cpio"
+	case "smbios":
+		return c.Format == "smbios"
+	}
+	return false
+}
+
+// isInitrd reports whether f begins as an initial RAM disk does, in any of the
+// forms that Linux knows (lib/decompress.c, init/initramfs.c).
+func isInitrd(f *blank.Medium) bool {
+	head := make([]byte, 6)
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return false
+	}
+	for _, magic := range []string{"070701", "070702", "\x1f\x8b", "\x1f\x9e", "BZh", "\x5d\x00\x00", "\xfd7zXZ\x00", "\x89LZO", "\x02\x21\x4c\x18", "\x28\xb5\x2f\xfd"} {
+		if bytes.HasPrefix(head, []byte(magic)) {
+			return true
+		}
+	}
+	return false
+}
 
 func (p *program) mediaForgetCommand() *cobra.Command {
 	var why string

@@ -20,6 +20,8 @@ type Contents struct {
 	Format string
 	// Table divides the medium; [NoTable] if the file system is all of it.
 	Table Table
+	// Partitions is how many the table has.
+	Partitions int
 	// Start is where the file system or archive begins, in bytes.
 	Start int64
 	// Label is the label that guests find, and Second the one that is kept beside
@@ -54,6 +56,9 @@ func Inspect(r io.ReaderAt, size int64) (*Contents, error) {
 	}
 	for _, p := range parts {
 		if c, err := p.inspect(r, table); err != nil || c != nil {
+			if c != nil && table != NoTable {
+				c.Partitions = len(parts)
+			}
 			return c, err
 		}
 	}
@@ -74,6 +79,9 @@ func InspectLabelled(r io.ReaderAt, size int64, label string) (*Contents, error)
 			return nil, err
 		}
 		if err == nil && c != nil && strings.EqualFold(c.Label, label) {
+			if table != NoTable {
+				c.Partitions = len(parts)
+			}
 			return c, nil
 		}
 	}
