@@ -104,6 +104,90 @@ func TestBootAttachesTheInterface(t *testing.T) {
 	}
 }
 
+// The command line with a medium is shown without one being made, and with the
+// command that makes it.
+func TestBootShowsItsMedium(t *testing.T) {
+	t.Setenv("IMPRINT_ACCEL", "tcg")
+	none := onNIC(nil)
+	none.Instance.Spec.Channels = []imprint.ChannelKind{imprint.NetworkEST}
+	for flags, c := range map[string]struct{ want, byHand, fails string }{
+		"--carrier iso":               {want: "file=web-1.iso,format=raw,readonly=on,media=cdrom \\\n  -device virtio-scsi-pci \\\n  -device scsi-cd,drive=medium-image", byHand: "imprint media web-1 --dialect native --carrier iso --out web-1.iso\n"},
+		"--carrier iso --as-disk":     {want: "-device scsi-hd,removable=on,drive=medium-image", byHand: "--carrier iso"},
+		"--carrier fat":               {want: "file=web-1.fat,", byHand: "--carrier fat --out web-1.fat"},
+		"--carrier floppy":            {want: "-device floppy,", byHand: "--carrier floppy"},
+		"--carrier smbios":            {want: "-smbios file=web-1.smbios", byHand: "--dialect credentials --carrier smbios"},
+		"--carrier initrd":            {want: "-initrd web-1.initrd", byHand: "--carrier initrd --out web-1.initrd\n"},
+		"--carrier initrd --initrd i": {want: "-initrd web-1.initrd", byHand: "--out web-1.initrd --append-to i\n"},
+		"--carrier iso --dialect openstack --stock openstack": {want: "product=OpenStack Nova", byHand: "--dialect openstack --carrier iso"},
+
+		"--carrier tape":                     {fails: "find carrier tape: there are iso, "},
+		"--carrier fat --as-disk":            {fails: "boot web-1: the carrier fat is not a CD image, which --as-disk is for"},
+		"--dialect native":                   {fails: "boot web-1: it gets no medium"},
+		"--carrier floppy --machine microvm": {fails: "a microvm has no floppy drive"},
+		"--carrier smbios --machine microvm": {fails: "a microvm has no SMBIOS"},
+	} {
+		t.Run(flags, func(t *testing.T) {
+			var out, complaint bytes.Buffer
+			args := append([]string{"--socket", control(t, none), "boot", "web-1", "--kernel", "vmlinuz", "--print"}, strings.Fields(flags)...)
+			code := Main(args, strings.NewReader(""), &out, &complaint)
+			if (code != 0) != (c.fails != "") || !strings.Contains(complaint.String(), c.fails) {
+				t.Fatalf("exit code %d: %s", code, &complaint)
+			}
+			if c.fails != "" {
+				return
+			}
+			if !strings.Contains(out.String(), c.want) || !strings.Contains(out.String(), "user,id=net0,restrict=off") || strings.Contains(out.String(), "control") {
+				t.Errorf("printed\n%s", &out)
+			}
+			if !strings.Contains(complaint.String(), "write the medium first: ") || !strings.Contains(complaint.String(), c.byHand) {
+				t.Errorf("said %q, not %q", &complaint, c.byHand)
+			}
+		})
+	}
+}
+
+// A machine that will not reach the check-in endpoint is told of in one sentence,
+// with what cures it. What reaches it by one of its URLs is not.
+func TestWarnUnreachable(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	_, port, _ := net.SplitHostPort(ln.Addr().String())
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, closed, _ := net.SplitHostPort(other.Addr().String())
+	other.Close()
+	for name, c := range map[string]struct {
+		urls []string
+		want []string
+	}{
+		"none":    {},
+		"gateway": {urls: []string{"https://10.0.2.2:" + port}},
+		"second":  {urls: []string{"https://imprint.invalid:" + port, "https://10.0.2.2:" + port}},
+		"itself": {urls: []string{"https://localhost:" + port, "https://127.0.0.1:" + port}, want: []string{
+			"warning: web-1 will not be able to check in: https://localhost:" + port + " leads a machine to itself; https://127.0.0.1:" + port + " leads a machine to itself\n",
+			"hint: add https://10.0.2.2:" + port + " to checkIn.urls"}},
+		"name":   {urls: []string{"https://imprint.invalid:" + port}, want: []string{"https://imprint.invalid:" + port + " has a name that no name server knows\n"}},
+		"silent": {urls: []string{"https://10.0.2.2:" + closed}, want: []string{" does not answer\n", "hint: have the server listen"}},
+	} {
+		var complaint bytes.Buffer
+		(&program{err: &complaint}).warnUnreachable(t.Context(), "web-1", c.urls)
+		for _, want := range c.want {
+			if !strings.Contains(complaint.String(), want) {
+				t.Errorf("%s: it does not say %q:\n%s", name, want, &complaint)
+			}
+		}
+		if c.want == nil && complaint.Len() > 0 {
+			t.Errorf("%s: it says %s", name, &complaint)
+		}
+	}
+}
+
 func TestDescribeShowsTheInterface(t *testing.T) {
 	nic := &imprint.NIC{Host: "host-1", MAC: "02:12:34:56:78:9a", IPv4: netip.MustParseAddr("169.254.7.9")}
 	port := api.Port{Channel: imprint.LinkLocal, Interface: "imp0123"}
