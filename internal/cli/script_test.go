@@ -22,6 +22,8 @@ import (
 
 	"imprint/api"
 	"imprint/internal/guest"
+	"imprint/internal/platform/qemu"
+	"imprint/test/need"
 )
 
 // The scripts in testdata run these programs, which are this test again.
@@ -40,8 +42,20 @@ const patience = 30 * time.Second
 
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata",
+	testscript.Run(t, scripts("testdata"))
+}
+
+// Machines that only a real QEMU has.
+func TestScriptsWithQEMU(t *testing.T) {
+	t.Parallel()
+	need.Program(t, qemu.Program, "qemu-system-x86")
+	testscript.Run(t, scripts("testdata/qemu"))
+}
+
+// scripts are those in a directory, with what they need.
+func scripts(dir string) testscript.Params {
+	return testscript.Params{
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			// A socket's path may have 107 bytes, so it cannot be below $WORK.
@@ -93,7 +107,7 @@ func TestScripts(t *testing.T) {
 			"code":         code,
 			"certificates": certificates,
 		},
-	})
+	}
 }
 
 func freePort() string {
