@@ -70,6 +70,11 @@ func (m *Medium) claim(path string, before fs.FileInfo) error {
 	if !os.SameFile(info, before) {
 		return inUse(path, "it was replaced just now")
 	}
+	if m.device { // one that is for reading only may be opened for writing
+		if fixed, err := unix.IoctlGetInt(int(m.f.Fd()), unix.BLKROGET); err == nil && fixed != 0 {
+			return imprint.Errorf(imprint.Denied, "blank", path, "the device is for reading only")
+		}
+	}
 	if m.size, err = m.f.Seek(0, io.SeekEnd); err != nil { // of a device too
 		return fault("blank", path, err)
 	}

@@ -190,7 +190,7 @@ func (p *program) settleMedium(ctx context.Context, client *api.Client, ref stri
 	defer cancel()
 	if err := client.SettleMedium(ctx, ref, number, outcome); err != nil {
 		return imprint.Errorf(imprint.KindOf(err), "report", fmt.Sprintf("medium %d of %s", number, ref), "it is %s (%s), and that is not on record: %w", outcome.State, outcome.Detail, err).
-			WithHint("when the server answers: imprint media forget %s %d", ref, number)
+			WithHint("when the server answers: imprint media forget %s %d --because TEXT", ref, number)
 	}
 	return nil
 }

@@ -2,9 +2,12 @@ package cli
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -13,6 +16,7 @@ import (
 
 	"imprint"
 	"imprint/api"
+	"imprint/internal/media"
 	"imprint/test/need"
 )
 
@@ -95,5 +99,89 @@ func TestDescribeShowsMedia(t *testing.T) {
 		if c.want == nil && strings.Contains(text, "Media") || strings.Contains(text, remedy) != c.overdue {
 			t.Errorf("%s: it says\n%s", name, text)
 		}
+	}
+}
+
+// All of a block device is blanked, and one that may not be written is left. That
+// the server cannot be told is an error with the way to tell it later.
+func TestMediaBlankDevice(t *testing.T) {
+	t.Parallel()
+	need.Root(t)
+	losetup := need.Program(t, "losetup", "mount")
+	payload := imprint.Payload{Version: imprint.PayloadVersion, Instance: "7c9f1c52-3b57-4a31-9d2e-0c6a5d0f7e11", Generation: 1, Tenant: "default", Name: "web-1", CA: "x"}
+	b, err := payload.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := media.Volume{Label: "IMPRINT", Time: time.Unix(2e9, 0), Files: map[string][]byte{"payload.json": b}}
+	path := filepath.Join(t.TempDir(), "stick")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := errors.Join(media.ISO(f, &v), f.Truncate(4<<20)); err != nil { // the stick is larger than what is on it
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("older"), 4<<20-100); err != nil {
+		t.Fatal(err)
+	}
+	attach := func(flags ...string) (device string, detach func()) {
+		out, err := exec.Command(losetup, append(flags, "--find", "--show", path)...).Output()
+		need.Kernel(t, err == nil, "loop devices")
+		device = strings.TrimSpace(string(out))
+		return device, func() { exec.Command(losetup, "-d", device).Run() }
+	}
+	settled := make(chan string, 2)
+	socket := filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/instances/{ref}", func(w http.ResponseWriter, _ *http.Request) {
+		json.NewEncoder(w).Encode(api.Instance{ID: payload.Instance, Ref: "web-1", Media: []imprint.Medium{
+			{Number: 4, Carrier: "iso", Digest: imprint.DigestOfFiles(v.Files), State: imprint.MediumOut}}})
+	})
+	mux.HandleFunc("PUT /v1/instances/{ref}/media/{number}", func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		settled <- r.PathValue("number") + " " + string(body)
+		w.WriteHeader(http.StatusBadGateway)
+	})
+	server := &http.Server{Handler: mux}
+	served := make(chan struct{})
+	go func() { server.Serve(ln); close(served) }()
+	defer func() { server.Close(); <-served }()
+	blank := func(args ...string) string {
+		var complaint bytes.Buffer
+		if code := Main(append([]string{"--socket", socket, "media", "blank"}, args...), strings.NewReader(""), io.Discard, &complaint); code == 0 {
+			t.Errorf("media blank %q: exit code 0", args)
+		}
+		return complaint.String()
+	}
+
+	fixed, detach := attach("--read-only")
+	if said := blank(fixed); !strings.Contains(said, "blank "+fixed+": the device is for reading only") {
+		t.Errorf("a device for reading only: %s", said)
+	}
+	detach() // once: another test may have the device next
+	device, detach := attach()
+	defer detach()
+	if said := blank(device, "--remove"); !strings.Contains(said, "it is a block device, which cannot be removed") {
+		t.Errorf("a device that is to be removed: %s", said)
+	}
+	if c, err := media.Inspect(f, 4<<20); err != nil || c.Files["payload.json"] == nil {
+		t.Errorf("what was refused is changed: %v", err)
+	}
+	said := blank(device)
+	if want := "report medium 4 of " + string(payload.Instance) + ": it is taken-away (blanked and verified: " + device + "), and that is not on record: "; !strings.Contains(said, want) ||
+		!strings.Contains(said, "hint: when the server answers: imprint media forget "+string(payload.Instance)+" 4 ") {
+		t.Errorf("it says %s", said)
+	}
+	if got := <-settled; !strings.HasPrefix(got, `4 {"state":"taken-away","detail":"blanked and verified: `+device) {
+		t.Errorf("reported %s", got)
+	}
+	if b, err := os.ReadFile(path); err != nil || len(b) != 4<<20 || len(bytes.Trim(b, "\x00")) > 0 {
+		t.Errorf("%d bytes, not all zero: %v", len(b), err)
 	}
 }

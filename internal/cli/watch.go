@@ -134,7 +134,7 @@ func (w *watcher) event(e *imprint.Event) {
 	}
 	code := green
 	switch e.Kind {
-	case imprint.EventRefused, imprint.EventContested, imprint.EventRevoked, imprint.EventExpired:
+	case imprint.EventRefused, imprint.EventContested, imprint.EventRevoked, imprint.EventExpired, imprint.EventLeft:
 		code = red
 	case imprint.EventWaiting:
 		code = yellow

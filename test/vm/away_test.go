@@ -57,6 +57,12 @@ func TestMediaAreTakenAway(t *testing.T) {
 			if len(bytes.Trim(before, "\x00")) == 0 {
 				t.Error("there was nothing on the medium")
 			}
+			if c.how != "" { // QEMU has it open
+				r.expectRefused(medium.Name())
+				if !bytes.Equal(r.read(medium), before) {
+					t.Error("a medium in a drive was blanked")
+				}
+			}
 			r.enter()
 
 			m := r.settled()
@@ -272,6 +278,16 @@ func (r *bootRun) open() *os.File {
 	}
 	r.t.Cleanup(func() { f.Close() })
 	return f
+}
+
+// expectRefused fails the test unless the medium at path is one to leave alone.
+func (r *bootRun) expectRefused(path string) {
+	r.t.Helper()
+	cmd := exec.CommandContext(r.t.Context(), program("imprint"), "--socket", filepath.Join(r.s.run(), "imprint.sock"), "media", "blank", path)
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "another program, such as QEMU, has it open and locked") {
+		r.t.Errorf("media blank: %v: %s", err, out)
+	}
 }
 
 func (r *bootRun) read(f *os.File) []byte {
