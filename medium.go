@@ -24,9 +24,6 @@ const (
 	MediumLeft  MediumState = "not-taken-away"
 )
 
-// Known reports whether s is one of the states above.
-func (s MediumState) Known() bool { return s == MediumOut || s == MediumTaken || s == MediumLeft }
-
 // Medium records that the server gave out what a medium of an instance holds.
 type Medium struct {
 	Number     uint32     `json:"number"` // from 1, in the order in which they were given out

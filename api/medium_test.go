@@ -16,7 +16,7 @@ import (
 // medium is one with everything that a medium can have.
 func medium() *Medium {
 	return &Medium{
-		Label: "config-2", Time: time.Date(2026, 11, 29, 15, 0, 0, 0, time.UTC), Token: true, Omitted: []string{"db-password", "user data"},
+		Number: 7, CheckIn: []string{"https://a:1", "https://b:2"}, Label: "config-2", Time: time.Date(2026, 11, 29, 15, 0, 0, 0, time.UTC), Token: true, Omitted: []string{"db-password", "user data"},
 		Files: map[string]imprint.Secret{
 			"openstack/latest/meta_data.json": imprint.NewSecret([]byte("{}")), "empty": imprint.NewSecret(nil),
 			"org.imprint/" + strings.Repeat("ü", 90): imprint.NewSecret(bytes.Repeat([]byte{0}, 1<<10)),
@@ -33,9 +33,8 @@ func sameMedium(a, b *Medium) string {
 		}
 		return files
 	}
-	if a.Label != b.Label || !a.Time.Equal(b.Time) || a.Token != b.Token || !slices.Equal(a.Omitted, b.Omitted) || !maps.Equal(plain(a), plain(b)) {
-		return fmt.Sprintf("%q at %s, token %v, without %q, %d files; and %q at %s, token %v, without %q, %d files",
-			a.Label, a.Time, a.Token, a.Omitted, len(a.Files), b.Label, b.Time, b.Token, b.Omitted, len(b.Files))
+	if a.Number != b.Number || !slices.Equal(a.CheckIn, b.CheckIn) || a.Label != b.Label || !a.Time.Equal(b.Time) || a.Token != b.Token || !slices.Equal(a.Omitted, b.Omitted) || !maps.Equal(plain(a), plain(b)) {
+		return fmt.Sprintf("%+v\nand %+v", a, b)
 	}
 	return ""
 }
@@ -45,7 +44,7 @@ func archive(t testing.TB, entries ...tar.Header) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	header := tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{recordTime: "2026-11-29T15:00:00Z", recordFiles: fmt.Sprint(len(entries))}}
+	header := tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{recordNumber: "1", recordTime: "2026-11-29T15:00:00Z", recordFiles: fmt.Sprint(len(entries))}}
 	for _, h := range slices.Concat([]tar.Header{header}, entries) {
 		if err := w.WriteHeader(&h); err != nil {
 			t.Fatal(err)

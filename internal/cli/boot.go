@@ -98,7 +98,7 @@ kvm decides without probing.`,
 	return c
 }
 
-func (p *program) boot(ctx context.Context, ref string, o *bootOptions) error {
+func (p *program) boot(ctx context.Context, ref string, o *bootOptions) (err error) {
 	client := p.client()
 	defer client.Close()
 	d, err := client.Describe(ctx, ref)
@@ -135,7 +135,13 @@ func (p *program) boot(ctx context.Context, ref string, o *bootOptions) error {
 		if medium, err = p.planMedium(&d.Instance, o); err != nil {
 			return err
 		}
-		defer medium.end(ctx)
+		defer func() {
+			if left := medium.end(ctx); err == nil {
+				err = left
+			} else {
+				p.report(left)
+			}
+		}()
 		medium.attach(m)
 	} else if o.dialect != "" || o.asDisk {
 		return imprint.Errorf(imprint.Invalid, "boot", ref, "it gets no medium").WithHint("say with --carrier which it is to have")

@@ -37,7 +37,7 @@ type bootMedium struct {
 	number  uint32   // of the medium on record
 	checkIn []string // where the machine is to check in
 	blanked bool     // its file is no more
-	taken   bool     // nothing is left of it
+	taken   bool     // nothing is left of it, and that is on record
 }
 
 // bootCarriers are the carriers that a run of a machine can have.
@@ -163,7 +163,7 @@ func (b *bootMedium) takeAway(ctx context.Context, machine *qemu.Process) {
 		var err error
 		if how, err = machine.TakeAway(ctx); err != nil {
 			if !ended(machine) { // else the medium went with the machine
-				b.left(ctx, err.Error())
+				b.complain(ctx, err.Error())
 			}
 			return
 		}
@@ -173,11 +173,11 @@ func (b *bootMedium) takeAway(ctx context.Context, machine *qemu.Process) {
 	switch {
 	case err != nil && ended(machine):
 	case err != nil:
-		b.left(ctx, how+err.Error())
+		b.complain(ctx, how+err.Error())
 	case inMemory:
 		b.left(ctx, gone+", but it is in the machine's memory until that is switched off")
 	default:
-		b.away(ctx, how+gone)
+		b.report(b.away(ctx, how+gone)) // if that failed, the end tries again
 	}
 }
 
@@ -190,11 +190,18 @@ func ended(machine *qemu.Process) bool {
 	}
 }
 
+// complain is left, and tells the user too. It is tried again at the end.
+func (b *bootMedium) complain(ctx context.Context, why string) {
+	fmt.Fprintf(b.err, "the medium of %s was not taken away: %s\n", b.instance.Ref, why)
+	b.left(ctx, why)
+}
+
 // end blanks what is there of the medium, which nothing has attached any more, and
-// removes the private directory.
-func (b *bootMedium) end(ctx context.Context) {
+// removes the private directory. It fails with kind [imprint.Conflict] if anything
+// is left, and as the report does.
+func (b *bootMedium) end(ctx context.Context) error {
 	if b.dir == "" {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeTime)
 	defer cancel()
@@ -203,18 +210,22 @@ func (b *bootMedium) end(ctx context.Context) {
 		gone, err = b.blank(ctx)
 	}
 	removed := os.RemoveAll(b.dir)
+	why := "at the end of the run its file was removed, but not blanked: "
 	switch {
-	case b.client == nil || b.taken:
+	case removed != nil && err == nil:
+		err = fileError("remove", b.dir, removed)
+		fallthrough
+	case removed != nil:
+		why = "after the run there is still something of it: "
+	}
+	switch {
+	case b.client == nil || b.taken && err == nil:
+		return err
 	case err == nil:
-		b.away(ctx, "at the end of the run, "+gone)
-	case removed == nil:
-		b.left(ctx, "at the end of the run its file was removed, but not blanked: "+err.Error())
-	default:
-		b.left(ctx, "after the run its file is there still: "+err.Error())
+		return b.away(ctx, "at the end of the run, "+gone)
 	}
-	if removed != nil {
-		b.report(fileError("remove", b.dir, removed))
-	}
+	b.left(ctx, why+err.Error())
+	return imprint.Errorf(imprint.Conflict, "take away", fmt.Sprintf("medium %d of %s", b.number, b.instance.Ref), "%s%w", why, err)
 }
 
 // blank overwrites and removes the file. It returns what was done, in words; it is
@@ -237,12 +248,14 @@ func (b *bootMedium) blank(ctx context.Context) (gone string, err error) {
 	return "file blanked, verified and removed", nil
 }
 
-func (b *bootMedium) away(ctx context.Context, how string) {
-	b.taken = true
-	b.report(b.settleMedium(ctx, b.client, string(b.instance.ID), b.number, api.MediumOutcome{State: imprint.MediumTaken, Detail: how}))
+// away has it recorded that the medium was taken away.
+func (b *bootMedium) away(ctx context.Context, how string) error {
+	err := b.settleMedium(ctx, b.client, string(b.instance.ID), b.number, api.MediumOutcome{State: imprint.MediumTaken, Detail: how})
+	b.taken = err == nil
+	return err
 }
 
+// left has it recorded that the medium was not taken away.
 func (b *bootMedium) left(ctx context.Context, why string) {
-	fmt.Fprintf(b.err, "the medium of %s was not taken away: %s\n", b.instance.Ref, strings.TrimSpace(why))
 	b.report(b.settleMedium(ctx, b.client, string(b.instance.ID), b.number, api.MediumOutcome{State: imprint.MediumLeft, Detail: why}))
 }

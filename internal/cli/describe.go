@@ -98,7 +98,7 @@ func describeMedia(w io.Writer, i *api.Instance) {
 		if m.State == imprint.MediumLeft {
 			state = fmt.Sprintf("not taken away, %s: %s", when(m.Settled), m.Detail)
 		}
-		row(w, label, fmt.Sprintf("%d: %s on %s%s, %s%s; %s", m.Number, m.Dialect, m.Carrier, token, given, when(m.At), state))
+		row(w, label, fmt.Sprintf("%d: %s on %s%s, digest %.16s, %s%s; %s", m.Number, m.Dialect, m.Carrier, token, m.Digest, given, when(m.At), state))
 		label = ""
 		overdue = overdue || m.State == imprint.MediumLeft || m.Generation != i.Generation || i.Enrolment.State.Enrolled() || !i.Enrolment.State.Open()
 	}

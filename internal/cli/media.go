@@ -268,6 +268,7 @@ type mediumReport struct {
 	Label   string         `json:"label,omitempty"`
 	Second  string         `json:"secondLabel,omitempty"`
 	Names   string         `json:"names"`
+	Digest  imprint.Digest `json:"digest"` // of all files, as on an instance's record
 	Payload *mediumPayload `json:"payload,omitempty"`
 	Files   []mediumFile   `json:"files"`
 }
@@ -369,7 +370,7 @@ func inspectError(name string, err error) error {
 }
 
 func reportOf(c *media.Contents) *mediumReport {
-	r := &mediumReport{Format: c.Format, Table: c.Table, Start: c.Start, Label: c.Label, Second: c.Second, Names: c.Names, Files: []mediumFile{}}
+	r := &mediumReport{Format: c.Format, Table: c.Table, Start: c.Start, Label: c.Label, Second: c.Second, Names: c.Names, Digest: imprint.DigestOfFiles(c.Files), Files: []mediumFile{}}
 	for _, path := range slices.Sorted(maps.Keys(c.Files)) {
 		b := c.Files[path]
 		r.Files = append(r.Files, mediumFile{path, len(b), imprint.DigestOf(b)})
@@ -394,6 +395,7 @@ func (r *mediumReport) table(w io.Writer) {
 		row(w, "Second label", orNone(string(harmless([]byte(r.Second)))))
 	}
 	row(w, "Names", r.Names)
+	row(w, "Digest", r.Digest)
 	if p := r.Payload; p != nil {
 		token := "no token"
 		if p.Token {

@@ -64,7 +64,7 @@ func TestMediaOnAFullDisk(t *testing.T) {
 func TestDescribeShowsMedia(t *testing.T) {
 	at := time.Date(2026, 11, 29, 12, 0, 0, 0, time.Local)
 	const remedy = "take it away: imprint media blank FILE --instance web-1"
-	out := imprint.Medium{Number: 2, Generation: 1, Dialect: "native", Carrier: "iso", Token: true, At: at, By: "root", State: imprint.MediumOut}
+	out := imprint.Medium{Number: 2, Generation: 1, Dialect: "native", Carrier: "iso", Digest: "0123456789abcdef0123", Token: true, At: at, By: "root", State: imprint.MediumOut}
 	taken, left, old := out, out, out
 	taken.State, taken.Detail = imprint.MediumTaken, "blanked"
 	left.State, left.Detail, left.Settled = imprint.MediumLeft, "it is in use", at
@@ -76,7 +76,7 @@ func TestDescribeShowsMedia(t *testing.T) {
 		want      []string
 		overdue   bool
 	}{
-		"out":       {media: []imprint.Medium{out}, state: imprint.Reserved, want: []string{"Media: 2: native on iso with a one-time token, given to root 2026-11-29 12:00:00; out\n"}},
+		"out":       {media: []imprint.Medium{out}, state: imprint.Reserved, want: []string{"Media: 2: native on iso with a one-time token, digest 0123456789abcdef, given to root 2026-11-29 12:00:00; out\n"}},
 		"confirmed": {media: []imprint.Medium{out}, state: imprint.Confirmed, want: []string{"; out\n"}, overdue: true},
 		"revoked":   {media: []imprint.Medium{out}, state: imprint.Revoked, want: []string{"; out\n"}, overdue: true},
 		"before":    {media: []imprint.Medium{old}, state: imprint.Reserved, want: []string{"; out\n"}, overdue: true},

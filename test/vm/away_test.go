@@ -124,7 +124,11 @@ func TestMediumThatIsInUseStaysVisible(t *testing.T) {
 	}
 	expectMedium(t, s, "web-1", imprint.EventLeft, "why", m.Detail)
 	r.enter()
-	expectConsole(t, r.ended(), "guest: ended with status 0", "guest: the medium is gone")
+	console, err := r.wait()
+	if err == nil || !strings.Contains(r.complain.String(), "take away medium 1 of web-1: at the end of the run its file was removed, but not blanked: ") {
+		t.Errorf("imprint boot: %v: %s", err, &r.complain)
+	}
+	expectConsole(t, console, "guest: ended with status 0", "guest: the medium is gone")
 	if after := r.read(medium); !bytes.Equal(after, before) {
 		t.Error("the file of another program was written to")
 	}
@@ -314,15 +318,21 @@ func (r *bootRun) settled() imprint.Medium {
 	return m
 }
 
-// ended returns the console once the machine has ended by itself.
+// wait returns the console, and how imprint ended, once the machine has.
+func (r *bootRun) wait() (console string, err error) {
+	err = <-r.over
+	r.over <- err
+	return r.text(), err
+}
+
+// ended returns the console once all has ended well.
 func (r *bootRun) ended() string {
 	r.t.Helper()
-	err := <-r.over
-	r.over <- err
+	console, err := r.wait()
 	if err != nil {
 		r.t.Errorf("imprint boot: %v: %s", err, &r.complain)
 	}
-	return r.text()
+	return console
 }
 
 // expectMedium fails the test unless the timeline tells what became of the medium.
