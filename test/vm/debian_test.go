@@ -32,11 +32,12 @@ func madeImage(t *testing.T, k guest.Kernel, make func(ctx context.Context, cach
 	return image
 }
 
-// switchRoot builds an initramfs that hands over to the system on the first disk.
-func switchRoot(t *testing.T) guest.Image {
+// switchRoot builds an initramfs that hands over to the system on the first disk,
+// with the named kernel modules beside those of disks.
+func switchRoot(t *testing.T, modules ...string) guest.Image {
 	t.Helper()
 	image, err := guest.Build(t.Context(), guest.Config{
-		Cache: cache, Out: filepath.Join(t.TempDir(), "initrd.cpio"), Script: guest.SwitchRoot,
+		Cache: cache, Out: filepath.Join(t.TempDir(), "initrd.cpio"), Script: guest.SwitchRoot, Modules: modules,
 	})
 	if err != nil {
 		t.Fatal(err)
