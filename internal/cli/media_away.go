@@ -160,7 +160,7 @@ func (p *program) mediaForgetCommand() *cobra.Command {
 		Long: `Say what became of a medium that imprint cannot take away, because it was burnt and
 broken, deleted, or never attached. NUMBER is as in "imprint describe". Nothing is
 checked: what is said is put on the timeline, with who said it.`,
-		Example:           "  imprint media forget web-1 2 --because 'the stick was shredded'",
+		Example:           "  imprint media forget web-1 2 --because shredded",
 		Args:              exactArgs("an instance", "the number of a medium"),
 		ValidArgsFunction: p.completeInstances,
 		RunE: func(c *cobra.Command, args []string) error {
