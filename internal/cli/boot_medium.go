@@ -154,26 +154,27 @@ func over(i *api.Instance, gen imprint.Generation) bool {
 }
 
 // takeAway takes the medium out of the machine, which runs, and blanks its file.
-func (b *bootMedium) takeAway(ctx context.Context, machine *qemu.Process) {
-	ctx, cancel := context.WithTimeout(ctx, takeTime)
+// What fails because the run is ending is left to the end.
+func (b *bootMedium) takeAway(running context.Context, machine *qemu.Process) {
+	ctx, cancel := context.WithTimeout(running, takeTime)
 	defer cancel()
+	how, err := "", error(nil)
 	inMemory := b.carrier.Form != dialect.Volume
-	how := ""
 	if !inMemory {
-		var err error
-		if how, err = machine.TakeAway(ctx); err != nil {
-			if !ended(machine) { // else the medium went with the machine
-				b.complain(ctx, err.Error())
-			}
-			return
-		}
+		how, err = machine.TakeAway(ctx)
 		how += ", "
 	}
-	gone, err := b.blank(ctx)
+	gone := ""
+	if err == nil {
+		if gone, err = b.blank(ctx); err != nil {
+			err = fmt.Errorf("%s%w", how, err)
+		}
+	}
 	switch {
-	case err != nil && ended(machine):
+	case err != nil && (running.Err() != nil || ended(machine)):
 	case err != nil:
-		b.complain(ctx, how+err.Error())
+		fmt.Fprintf(b.err, "the medium of %s was not taken away: %v\n", b.instance.Ref, err)
+		b.left(ctx, err.Error())
 	case inMemory:
 		b.left(ctx, gone+", but it is in the machine's memory until that is switched off")
 	default:
@@ -190,12 +191,6 @@ func ended(machine *qemu.Process) bool {
 	}
 }
 
-// complain is left, and tells the user too. It is tried again at the end.
-func (b *bootMedium) complain(ctx context.Context, why string) {
-	fmt.Fprintf(b.err, "the medium of %s was not taken away: %s\n", b.instance.Ref, why)
-	b.left(ctx, why)
-}
-
 // end blanks what is there of the medium, which nothing has attached any more, and
 // removes the private directory. It fails with kind [imprint.Conflict] if anything
 // is left, and as the report does.
@@ -210,22 +205,22 @@ func (b *bootMedium) end(ctx context.Context) error {
 		gone, err = b.blank(ctx)
 	}
 	removed := os.RemoveAll(b.dir)
-	why := "at the end of the run its file was removed, but not blanked: "
 	switch {
-	case removed != nil && err == nil:
-		err = fileError("remove", b.dir, removed)
-		fallthrough
-	case removed != nil:
-		why = "after the run there is still something of it: "
-	}
-	switch {
-	case b.client == nil || b.taken && err == nil:
-		return err
+	case b.client == nil || b.taken:
 	case err == nil:
-		return b.away(ctx, "at the end of the run, "+gone)
+		err = b.away(ctx, "at the end of the run, "+gone)
+	default:
+		why := "at the end of the run its file was removed, but not blanked: "
+		if removed != nil {
+			why = "after the run its file is there still: "
+		}
+		b.left(ctx, why+err.Error())
+		return imprint.Errorf(imprint.Conflict, "take away", fmt.Sprintf("medium %d of %s", b.number, b.instance.Ref), "%s%w", why, err)
 	}
-	b.left(ctx, why+err.Error())
-	return imprint.Errorf(imprint.Conflict, "take away", fmt.Sprintf("medium %d of %s", b.number, b.instance.Ref), "%s%w", why, err)
+	if err == nil && removed != nil {
+		err = fileError("remove", b.dir, removed)
+	}
+	return err
 }
 
 // blank overwrites and removes the file. It returns what was done, in words; it is
