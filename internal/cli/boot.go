@@ -82,7 +82,7 @@ kvm decides without probing.`,
 	c.MarkFlagsMutuallyExclusive("product", "stock")
 	c.RegisterFlagCompletionFunc("stock", cobra.FixedCompletions([]string{"openstack", "ec2", "nocloud", "smartos"}, cobra.ShellCompDirectiveNoFileComp))
 	f.StringVar(&o.carrier, "carrier", "", "attach a `medium`, and take it away again: "+strings.Join(bootCarriers(), ", "))
-	f.StringVar(&o.dialect, "dialect", "", "for whom the medium is (default native, or credentials on smbios)")
+	f.StringVar(&o.dialect, "dialect", "", "for whom the medium is (default native)")
 	f.BoolVar(&o.asDisk, "as-disk", false, "attach the CD image as a disk, for kernels without a driver for CD drives")
 	c.RegisterFlagCompletionFunc("carrier", cobra.FixedCompletions(bootCarriers(), cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("dialect", cobra.FixedCompletions(dialectNames(), cobra.ShellCompDirectiveNoFileComp))

@@ -57,14 +57,10 @@ func (p *program) planMedium(i *api.Instance, o *bootOptions) (*bootMedium, erro
 	if o.asDisk && carrier.Name != "iso" {
 		return nil, imprint.Errorf(imprint.Invalid, "boot", i.Ref, "the carrier %s is not a CD image, which --as-disk is for", carrier.Name)
 	}
-	b := &bootMedium{program: p, instance: i, carrier: carrier, dialect: o.dialect, asDisk: o.asDisk}
-	switch {
-	case carrier.Form == dialect.Initrd:
+	b := &bootMedium{program: p, instance: i, carrier: carrier, dialect: cmp.Or(o.dialect, "native"), asDisk: o.asDisk}
+	if carrier.Form == dialect.Initrd {
 		b.before = o.initrd
-	case carrier.Form == dialect.Firmware && o.dialect == "":
-		b.dialect = "credentials"
 	}
-	b.dialect = cmp.Or(b.dialect, "native")
 	if o.print {
 		b.path = string(i.Spec.Name) + "." + carrier.Name
 		return b, nil

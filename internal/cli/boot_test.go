@@ -115,7 +115,7 @@ func TestBootShowsItsMedium(t *testing.T) {
 		"--carrier iso --as-disk":     {want: "-device scsi-hd,removable=on,drive=medium-image", byHand: "--carrier iso"},
 		"--carrier fat":               {want: "file=web-1.fat,", byHand: "--carrier fat --out web-1.fat"},
 		"--carrier floppy":            {want: "-device floppy,", byHand: "--carrier floppy"},
-		"--carrier smbios":            {want: "-smbios file=web-1.smbios", byHand: "--dialect credentials --carrier smbios"},
+		"--carrier smbios":            {want: "-smbios file=web-1.smbios", byHand: "--dialect native --carrier smbios"},
 		"--carrier initrd":            {want: "-initrd web-1.initrd", byHand: "--carrier initrd --out web-1.initrd\n"},
 		"--carrier initrd --initrd i": {want: "-initrd web-1.initrd", byHand: "--out web-1.initrd --append-to i\n"},
 		"--carrier iso --dialect openstack --stock openstack": {want: "product=OpenStack Nova", byHand: "--dialect openstack --carrier iso"},

@@ -5,11 +5,6 @@ ip link set eth0 up
 ip addr add 10.0.2.15/24 dev eth0
 medium=$(sed -n 's/.*medium=\([a-z0-9]*\).*/\1/p' /proc/cmdline)
 readable() { dd if=/dev/"$medium" of=/dev/null bs=2048 count=1 2>/dev/null; }
-if [ "$medium" = smbios ]; then
-	# What systemd does: the credential is a line of tmpfiles.d with the payload in base64.
-	tr '\0' '\n' </sys/firmware/dmi/tables/DMI | sed -n 's/^io.systemd.credential.binary:tmpfiles.extra=//p' |
-		base64 -d | sed -n '$s/.* //p' | base64 -d >/etc/imprint/payload.json
-fi
 case $medium in
 smbios | initrd) ;;
 *)
