@@ -24,7 +24,7 @@ var imports = []struct {
 	// Values and bytes; they know no network.
 	{"internal/keybox", "imprint", ""},
 	{"internal/durable", "", "golang.org/x/sys"},
-	{"internal/blank", "imprint", "golang.org/x/sys"},
+	{"internal/blank", "imprint internal/disk", "golang.org/x/sys"},
 	{"internal/peercred", "", "golang.org/x/sys"},
 	{"internal/seal", "imprint internal/durable", ""},
 	{"internal/spool", "imprint", ""},

@@ -161,7 +161,7 @@ func TestMediaBlankDevice(t *testing.T) {
 	}
 
 	fixed, detach := attach("--read-only")
-	if said := blank(fixed); !strings.Contains(said, "blank "+fixed+": the device is for reading only") {
+	if said := blank(fixed); !strings.Contains(said, "open "+fixed+": the device is for reading only") {
 		t.Errorf("a device for reading only: %s", said)
 	}
 	detach() // once: another test may have the device next

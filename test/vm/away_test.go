@@ -119,7 +119,7 @@ func TestMediumThatIsInUseStaysVisible(t *testing.T) {
 	}
 	r.enter()
 	m := r.settled()
-	if m.State != imprint.MediumLeft || !strings.HasPrefix(m.Detail, "CD ejected, blank ") || !strings.Contains(m.Detail, "another program, such as QEMU, has it open and locked") {
+	if m.State != imprint.MediumLeft || !strings.HasPrefix(m.Detail, "CD ejected, open ") || !strings.Contains(m.Detail, "another program has locked it, as QEMU does") {
 		t.Errorf("it is %s: %s", m.State, m.Detail)
 	}
 	expectMedium(t, s, "web-1", imprint.EventLeft, "why", m.Detail)
@@ -289,7 +289,7 @@ func (r *bootRun) expectRefused(path string) {
 	r.t.Helper()
 	cmd := exec.CommandContext(r.t.Context(), program("imprint"), "--socket", filepath.Join(r.s.run(), "imprint.sock"), "media", "blank", path)
 	out, err := cmd.CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "another program, such as QEMU, has it open and locked") {
+	if err == nil || !strings.Contains(string(out), "another program has locked it, as QEMU does") {
 		r.t.Errorf("media blank: %v: %s", err, out)
 	}
 }
