@@ -25,21 +25,7 @@ func TestMediaOnAFullDisk(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
 	unshare := need.Program(t, "unshare", "util-linux")
-	m := api.Medium{Label: "cidata", Time: time.Unix(2e9, 0), Files: map[string]imprint.Secret{"org.imprint/data": imprint.NewSecret(bytes.Repeat([]byte("random"), 50000))}}
-	answer, err := m.Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket := filepath.Join(t.TempDir(), "s")
-	ln, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write(answer.Reveal()) })}
-	served := make(chan struct{})
-	go func() { server.Serve(ln); close(served) }()
-	defer func() { server.Close(); <-served }()
-
+	socket := handsOut(t, bytes.Repeat([]byte("random"), 50000))
 	for _, carrier := range []string{"iso", "fat-mbr", "floppy", "initrd", "fw-cfg"} {
 		script := `mount -t tmpfs -o size=100k none "$1" && cd "$1" && imprint --socket "$2" media web-1 --dialect nocloud --carrier "$3" --out medium; code=$?; ls -A; exit $code`
 		var stderr bytes.Buffer
@@ -184,4 +170,49 @@ func TestMediaBlankDevice(t *testing.T) {
 	if b, err := os.ReadFile(path); err != nil || len(b) != 4<<20 || len(bytes.Trim(b, "\x00")) > 0 {
 		t.Errorf("%d bytes, not all zero: %v", len(b), err)
 	}
+}
+
+func TestPartitionOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	need.Root(t)
+	unshare := need.Program(t, "unshare", "util-linux")
+	need.Program(t, "sfdisk", "fdisk")
+	socket := handsOut(t, bytes.Repeat([]byte("random"), 50000))
+	script := `mount -t tmpfs -o size=400k none "$1" && cd "$1" && umask 077 && truncate -s 64M disk && ` +
+		`echo "size=10M, name=root" | sfdisk -q -X gpt disk && sfdisk -d disk >before && head -c 200k /dev/urandom >filled; ` +
+		`imprint --socket "$2" media web-1 --dialect nocloud --partition disk; code=$?; ` +
+		`sfdisk --verify disk && sfdisk -d disk | diff before -; grep -c random disk; exit $code`
+	var stderr bytes.Buffer
+	cmd := exec.Command(unshare, "--mount", "sh", "-c", script, "sh", t.TempDir(), socket)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != exitCode(imprint.Errorf(imprint.Exhausted, "write", "disk", "full")) {
+		t.Errorf("%v", err)
+	}
+	if got := stderr.String(); got != "imprint: write disk: no space left on device\n" {
+		t.Errorf("%s", got)
+	}
+	if got := string(out); !strings.Contains(got, "No errors detected.\n") || !strings.HasSuffix(got, "\n0\n") || strings.Contains(got, "> ") {
+		t.Errorf("the disk afterwards: %s", got)
+	}
+}
+
+func handsOut(t *testing.T, userData []byte) string {
+	t.Helper()
+	m := api.Medium{Label: "cidata", Time: time.Unix(2e9, 0), Files: map[string]imprint.Secret{"user-data": imprint.NewSecret(userData)}}
+	answer, err := m.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write(answer.Reveal()) })}
+	served := make(chan struct{})
+	go func() { server.Serve(ln); close(served) }()
+	t.Cleanup(func() { server.Close(); <-served })
+	return socket
 }

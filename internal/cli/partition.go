@@ -117,11 +117,13 @@ again.`,
 
 // onDisk lets an error about a disk name it, and one of the system say what it means.
 func onDisk(path string, err error) error {
-	if cause := errors.Unwrap(err); imprint.KindOf(err) == imprint.Unavailable && cause != nil {
-		return fileError("write", path, cause)
-	}
 	var e *imprint.Error
-	if !errors.As(err, &e) || e.Operand != "disk" {
+	switch {
+	case !errors.As(err, &e):
+		return err
+	case e.Kind == imprint.Unavailable && e.Err != nil:
+		return fileError(e.Op, path, e.Err)
+	case e.Operand != "disk":
 		return err
 	}
 	named := *e
