@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -54,22 +55,13 @@ func (p *program) mediaBlank(ctx context.Context, path, ref string, remove bool)
 	if err != nil {
 		return err
 	}
-	if payload := reportOf(c).Payload; ref == "" && payload != nil {
-		ref = string(payload.Instance)
-	}
-	if ref == "" {
-		return imprint.Errorf(imprint.Invalid, "blank", path, "no payload on it says whose it is").WithHint("name the instance with --instance")
-	}
 	client := p.client()
 	defer client.Close()
-	i, err := client.Get(ctx, ref)
+	i, m, err := onRecord(ctx, client, ref, c, f, path)
 	if err != nil {
 		return err
 	}
-	m, err := recorded(i, c, f, path)
-	if err != nil {
-		return err
-	}
+	ref = string(i.ID)
 	how, err := "blanked and verified: "+path, f.Blank(ctx)
 	if err != nil {
 		p.report(p.settleMedium(ctx, client, ref, m.Number, api.MediumOutcome{State: imprint.MediumLeft, Detail: err.Error()}))
@@ -90,10 +82,27 @@ func (p *program) mediaBlank(ctx context.Context, path, ref string, remove bool)
 	return nil
 }
 
+// onRecord returns whose medium f is, whose content is c, and which. ref is "" if what
+// is on it is to tell.
+func onRecord(ctx context.Context, client *api.Client, ref string, c *media.Contents, f io.ReaderAt, path string) (*api.Instance, *imprint.Medium, error) {
+	if payload := reportOf(c).Payload; ref == "" && payload != nil {
+		ref = string(payload.Instance)
+	}
+	if ref == "" {
+		return nil, nil, imprint.Errorf(imprint.Invalid, "blank", path, "no payload on it says whose it is").WithHint("name the instance with --instance")
+	}
+	i, err := client.Get(ctx, ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	m, err := recorded(i, c, f, path)
+	return i, m, err
+}
+
 // recorded returns which of i's media f is, whose content is c: the one that is
 // still out, or else any, for there may be copies. It fails with kind
 // [imprint.Conflict] if f is none of them, or not that alone.
-func recorded(i *api.Instance, c *media.Contents, f *blank.Medium, path string) (*imprint.Medium, error) {
+func recorded(i *api.Instance, c *media.Contents, f io.ReaderAt, path string) (*imprint.Medium, error) {
 	refuse := func(format string, args ...any) *imprint.Error {
 		return imprint.Errorf(imprint.Conflict, "blank", path, format, args...)
 	}
@@ -129,6 +138,8 @@ func isCarrier(name string, c *media.Contents) bool {
 	case "fat", "fat-mbr", "fat-gpt":
 		table := map[string]media.Table{"fat": media.NoTable, "fat-mbr": media.MBR, "fat-gpt": media.GPT}[name]
 		return (c.Format == "fat16" || c.Format == "fat32") && c.Table == table
+	case "partition": // of which c is all that was looked at
+		return (c.Format == "fat16" || c.Format == "fat32") && c.Table == media.NoTable
 	case "initrd":
 		return c.Format == "cpio"
 	case "smbios":
@@ -139,7 +150,7 @@ func isCarrier(name string, c *media.Contents) bool {
 
 // isInitrd reports whether f begins as an initial RAM disk does, in any of the
 // forms that Linux knows (lib/decompress.c, init/initramfs.c).
-func isInitrd(f *blank.Medium) bool {
+func isInitrd(f io.ReaderAt) bool {
 	head := make([]byte, 6)
 	if _, err := f.ReadAt(head, 0); err != nil {
 		return false

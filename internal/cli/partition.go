@@ -76,7 +76,7 @@ func newGUID() (id [16]byte) {
 }
 
 func (p *program) mediaRemovePartitionCommand() *cobra.Command {
-	var label string
+	var label, ref string
 	var labels []string
 	for _, d := range dialect.Drives() {
 		if d.Label != "" && !slices.Contains(labels, d.Label) {
@@ -89,10 +89,10 @@ func (p *program) mediaRemovePartitionCommand() *cobra.Command {
 		Long: `Take the partition of a medium away from DISK, a raw disk image or a block device that
 nobody uses: what it holds is overwritten with zeros, and its entry in the partition table
 cleared. It is found by its name or its file system's label. If that is interrupted, run it
-again.`,
+again. If it is on record as a medium that was given out, the server is told.`,
 		Example: "  imprint media remove-partition /var/lib/images/web-1.raw --label config-2",
 		Args:    exactArgs("a disk"),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
 			if !slices.ContainsFunc(labels, func(l string) bool { return strings.EqualFold(l, label) }) {
 				return imprint.Errorf(imprint.Invalid, "remove from", args[0], "no medium is called %q: they are called %s", label, strings.Join(labels, ", "))
 			}
@@ -101,7 +101,12 @@ again.`,
 				return err
 			}
 			defer d.Close()
+			settle, err := p.partitionOnRecord(c.Context(), d, label, ref, args[0])
+			if err != nil {
+				return err
+			}
 			part, err := disk.Remove(d, label)
+			settle(part, err)
 			if err != nil {
 				return onDisk(args[0], err)
 			}
@@ -109,10 +114,42 @@ again.`,
 			return d.Tell(part, false)
 		},
 	}
+	c.Flags().StringVar(&ref, "instance", "", "whose medium it is, for the report; needed where it has no payload that says so")
+	c.RegisterFlagCompletionFunc("instance", p.completeInstances)
 	c.Flags().StringVar(&label, "label", "", "what it is called: "+strings.Join(labels, ", "))
 	c.MarkFlagRequired("label")
 	c.RegisterFlagCompletionFunc("label", cobra.FixedCompletions(labels, cobra.ShellCompDirectiveNoFileComp))
 	return c
+}
+
+// partitionOnRecord finds out which medium on record the partition is that is called
+// label, and returns what reports how its removal ended. That it is on none is said and
+// no error: it can be removed all the same.
+func (p *program) partitionOnRecord(ctx context.Context, d *disk.File, label, ref, path string) (settle func(disk.Partition, error), err error) {
+	part, err := disk.Find(d, label)
+	if err != nil {
+		return nil, onDisk(path, err)
+	}
+	var i *api.Instance
+	var m *imprint.Medium
+	client := p.client()
+	defer client.Close()
+	content := io.NewSectionReader(d, part.Start, part.Size)
+	c, err := inspectOpened(content, part.Size, path)
+	if err == nil {
+		i, m, err = onRecord(ctx, client, ref, c, content, path)
+	}
+	if err != nil {
+		fmt.Fprintf(p.err, "its removal will not be on record: %v\n", err)
+		return func(disk.Partition, error) {}, nil
+	}
+	return func(part disk.Partition, failed error) {
+		outcome := api.MediumOutcome{State: imprint.MediumTaken, Detail: fmt.Sprintf("partition %d removed and zeroed: %s", part.Number, path)}
+		if failed != nil {
+			outcome = api.MediumOutcome{State: imprint.MediumLeft, Detail: onDisk(path, failed).Error()}
+		}
+		p.report(p.settleMedium(ctx, p.client(), string(i.ID), m.Number, outcome))
+	}, nil
 }
 
 // onDisk lets an error about a disk name it, and one of the system say what it means.

@@ -109,16 +109,10 @@ func Remove(d Device, label string) (Partition, error) {
 	if err != nil {
 		return Partition{}, err
 	}
-	found, volumes, err := in.find(t, label)
-	switch {
-	case err != nil:
+	p, v, err := in.called(t, label)
+	if err != nil {
 		return Partition{}, err
-	case len(found) == 0:
-		return Partition{}, imprint.Errorf(imprint.NotFound, "remove from", "disk", "none of its %d partitions is called %s", len(t.Partitions), label)
-	case len(found) > 1:
-		return Partition{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s and %s are both called %s", found[0], found[1], label)
 	}
-	p, v := found[0], volumes[0]
 	if t.Scheme == MBR && p.Number > 4 {
 		return Partition{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s is inside an extended one", p)
 	}
@@ -154,6 +148,31 @@ func zero(d Device, extents ...extent) error {
 		return failed(err)
 	}
 	return nil
+}
+
+// Find returns the partition that [Remove] would take away. It fails as that does
+// before anything is changed.
+func Find(d Device, label string) (Partition, error) {
+	t, in, err := open(d)
+	if err != nil {
+		return Partition{}, err
+	}
+	p, _, err := in.called(t, label)
+	return p, err
+}
+
+// called returns the only partition that is called label.
+func (in *reader) called(t *Table, label string) (Partition, volume, error) {
+	found, volumes, err := in.find(t, label)
+	switch {
+	case err != nil:
+		return Partition{}, volume{}, err
+	case len(found) == 0:
+		return Partition{}, volume{}, imprint.Errorf(imprint.NotFound, "remove from", "disk", "none of its %d partitions is called %s", len(t.Partitions), label)
+	case len(found) > 1:
+		return Partition{}, volume{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s and %s are both called %s", found[0], found[1], label)
+	}
+	return found[0], volumes[0], nil
 }
 
 // carryOut writes a plan.
