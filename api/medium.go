@@ -165,7 +165,8 @@ func (m *Medium) FileBytes() map[string][]byte {
 // Medium returns what a medium of the instance holds, and puts it on record. If the dialect has a payload
 // a fresh one-time token is in it, which replaces an earlier one. Kinds: Invalid if
 // there is no such dialect or carrier, or they do not fit; Conflict once a key
-// has claimed, where a token is needed.
+// has claimed, where a token is needed; NotFound and Denied for a parameter that is
+// to be the password, if it is not there or not public.
 func (c *Client) Medium(ctx context.Context, ref string, what MediumRequest) (*Medium, error) {
 	var buf bytes.Buffer
 	if err := c.document(ctx, http.MethodPost, at(ref)+"/medium", what, &buf, "application/octet-stream"); err != nil {
