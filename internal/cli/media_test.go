@@ -172,6 +172,8 @@ func TestMediaBlankDevice(t *testing.T) {
 	}
 }
 
+// A partition that an image has no room for on the disk that it is on, since it has
+// holes, leaves the image with the partitions that it had.
 func TestPartitionOnAFullDisk(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
@@ -198,9 +200,10 @@ func TestPartitionOnAFullDisk(t *testing.T) {
 	}
 }
 
-func handsOut(t *testing.T, userData []byte) string {
+// handsOut starts a server whose media hold data, and returns its socket.
+func handsOut(t *testing.T, data []byte) string {
 	t.Helper()
-	m := api.Medium{Label: "cidata", Time: time.Unix(2e9, 0), Files: map[string]imprint.Secret{"user-data": imprint.NewSecret(userData)}}
+	m := api.Medium{Label: "cidata", Time: time.Unix(2e9, 0), Files: map[string]imprint.Secret{"org.imprint/data": imprint.NewSecret(data)}}
 	answer, err := m.Encode()
 	if err != nil {
 		t.Fatal(err)
