@@ -107,14 +107,21 @@ func recorded(i *api.Instance, c *media.Contents, f io.ReaderAt, path string) (*
 		return imprint.Errorf(imprint.Conflict, "blank", path, format, args...)
 	}
 	digest := imprint.DigestOfFiles(c.Files)
-	var found *imprint.Medium
+	var found, elsewhere *imprint.Medium
 	for n := range i.Media {
 		m := &i.Media[n]
-		if m.Digest == digest && isCarrier(m.Carrier, c) && (found == nil || found.State == imprint.MediumTaken) {
+		switch {
+		case m.Digest != digest:
+		case !isCarrier(m.Carrier, c):
+			elsewhere = m
+		case found == nil || found.State == imprint.MediumTaken:
 			found = m
 		}
 	}
 	switch {
+	case found == nil && elsewhere != nil:
+		return nil, refuse("its files are those of medium %d of %s, but it is not as imprint writes %s, and may hold more", elsewhere.Number, i.Ref, elsewhere.Carrier).
+			WithHint("remove it by hand, and then: imprint media forget %s %d", i.Ref, elsewhere.Number)
 	case found == nil:
 		return nil, refuse("it is none of the media of %s on record", i.Ref).
 			WithHint("imprint media inspect %s shows what it is, and imprint describe %s what is out", path, i.Ref)
@@ -142,7 +149,7 @@ func isCarrier(name string, c *media.Contents) bool {
 		return (c.Format == "fat16" || c.Format == "fat32") && c.Table == media.NoTable
 	case "initrd":
 		return c.Format == "cpio"
-	case "smbios":
+	case "smbios", "smbios-system":
 		return c.Format == "smbios"
 	}
 	return false
