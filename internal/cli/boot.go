@@ -59,7 +59,7 @@ With --carrier the machine gets a medium with its payload, or with what --dialec
 says, and a network of QEMU's own over which it checks in. The medium is taken away
 when the machine has confirmed that it has its certificate: the CD or floppy is
 ejected, the disk unplugged, the file overwritten with zeros, checked and removed. What is
-in an initial RAM disk or in firmware strings stays in the machine's memory until it ends.
+in an initial RAM disk or in the firmware stays in the machine's memory until it ends.
 
 KVM is used if a probe shows that guests really run under it; IMPRINT_ACCEL=tcg or
 kvm decides without probing.`,

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,7 +43,7 @@ type bootMedium struct {
 
 // bootCarriers are the carriers that a run of a machine can have.
 func bootCarriers() []string {
-	return []string{"iso", "fat", "fat-mbr", "fat-gpt", "floppy", "initrd", "smbios"}
+	return []string{"iso", "fat", "fat-mbr", "fat-gpt", "floppy", "initrd", "smbios", "fw-cfg"}
 }
 
 // planMedium checks what the flags say of a medium and makes its place.
@@ -90,6 +91,8 @@ func (b *bootMedium) attach(m *qemu.Machine) {
 		m.Initrd = b.path
 	case b.carrier.Form == dialect.Firmware:
 		m.OEMStrings = b.path
+	case b.carrier.Form == dialect.FWCfg:
+		m.ReadConfig = filepath.Join(b.path, media.QEMUConfig)
 	case b.carrier.Name == "iso" && !b.asDisk:
 		m.Medium = &qemu.Medium{Drive: qemu.CDDrive, Path: b.path}
 	case b.carrier.Name == "floppy":
@@ -219,24 +222,39 @@ func (b *bootMedium) end(ctx context.Context) error {
 	return err
 }
 
-// blank overwrites and removes the file. It returns what was done, in words; it is
-// no error if that was done before.
+// blank overwrites and removes the file, or those in the directory. It returns what
+// was done, in words; it is no error if that was done before.
 func (b *bootMedium) blank(ctx context.Context) (gone string, err error) {
-	if !b.blanked {
-		f, err := blank.Open(b.path)
-		if err != nil {
-			return "", err
-		}
-		defer f.Close()
-		if err := f.Blank(ctx); err != nil {
-			return "", err
-		}
-		if err := f.Remove(); err != nil {
-			return "", err
-		}
-		b.blanked = true
+	gone = "file blanked, verified and removed"
+	if b.carrier.Files != nil {
+		gone = "files blanked, verified and removed"
 	}
-	return "file blanked, verified and removed", nil
+	if b.blanked {
+		return gone, nil
+	}
+	err = filepath.WalkDir(b.path, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		return blankFile(ctx, path)
+	})
+	if err == nil && b.carrier.Files != nil {
+		err = os.RemoveAll(b.path)
+	}
+	b.blanked = err == nil
+	return gone, err
+}
+
+func blankFile(ctx context.Context, path string) error {
+	f, err := blank.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Blank(ctx); err != nil {
+		return err
+	}
+	return f.Remove()
 }
 
 // away has it recorded that the medium was taken away.

@@ -20,9 +20,10 @@ const (
 	configLine = 1000
 )
 
-// Beside the files are those that attach them to a machine.
+// Beside the files are those that attach them to a machine: QEMUConfig is for QEMU's
+// -readconfig.
 const (
-	qemuConfig = "qemu.conf"
+	QEMUConfig = "qemu.conf"
 	libvirtXML = "libvirt.xml"
 )
 
@@ -53,7 +54,7 @@ func FWCfg(v *Volume, dir string) (map[string][]byte, error) {
 	if size > fwCfgSize {
 		return nil, tooLarge("fw_cfg", size, fwCfgSize)
 	}
-	files[qemuConfig], files[libvirtXML] = []byte(conf.String()), xmlOf(domain{Info: info})
+	files[QEMUConfig], files[libvirtXML] = []byte(conf.String()), xmlOf(domain{Info: info})
 	return files, nil
 }
 

@@ -42,6 +42,7 @@ func TestMediaAreTakenAway(t *testing.T) {
 		{"floppy", "fd0", nil, "floppy ejected, " + gone},
 		{"initrd", "initrd", nil, ""},
 		{"smbios", "smbios", nil, ""},
+		{"fw-cfg", "fwcfg", nil, ""},
 	} {
 		name := c.carrier + "-" + c.medium
 		t.Run(name, func(t *testing.T) {
@@ -52,7 +53,11 @@ func TestMediaAreTakenAway(t *testing.T) {
 			s.create(fmt.Sprintf("name: %s\ndnsNames: [%[1]s.lab.internal]\nchannels: [est]\n", name))
 			r := s.boot(t, name, img, c.carrier, c.medium, c.flags...)
 			r.says("guest: up")
-			medium := r.open()
+			within, gone := "", gone
+			if c.carrier == "fw-cfg" { // a directory
+				within, gone = "org.imprint/payload", "files blanked, verified and removed"
+			}
+			medium := r.open(within)
 			before := r.read(medium)
 			if len(bytes.Trim(before, "\x00")) == 0 {
 				t.Error("there was nothing on the medium")
@@ -78,7 +83,7 @@ func TestMediaAreTakenAway(t *testing.T) {
 				}
 				expectMedium(t, s, name, imprint.EventTaken, "how", c.how)
 			} else {
-				const why = gone + ", but it is in the machine's memory until that is switched off"
+				why := gone + ", but it is in the machine's memory until that is switched off"
 				if m.State != imprint.MediumLeft || m.Detail != why {
 					t.Errorf("it is %s: %s", m.State, m.Detail)
 				}
@@ -112,7 +117,7 @@ func TestMediumThatIsInUseStaysVisible(t *testing.T) {
 	s.create("name: web-1\ndnsNames: [web-1.lab.internal]\nchannels: [est]\n")
 	r := s.boot(t, "web-1", awayImage(t, false), "iso", "sr0")
 	r.says("guest: up")
-	medium := r.open()
+	medium := r.open("")
 	before := r.read(medium)
 	if err := unix.FcntlFlock(medium.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart}); err != nil {
 		t.Fatal(err)
@@ -149,7 +154,7 @@ func awayImage(t *testing.T, generic bool, modules ...string) guest.Image {
 	t.Helper()
 	img, err := guest.Build(t.Context(), guest.Config{
 		Cache: cache, Out: filepath.Join(t.TempDir(), "guest.cpio"), Agent: program("imprint-agent"), Script: script(t, "away.sh"), Generic: generic,
-		Modules: append([]string{"virtio_net", "virtio_scsi", "sr_mod", "sd_mod", "isofs", "vfat", "nls_cp437", "nls_ascii"}, modules...),
+		Modules: append([]string{"virtio_net", "virtio_scsi", "sr_mod", "sd_mod", "isofs", "vfat", "nls_cp437", "nls_ascii", "qemu_fw_cfg"}, modules...),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -264,19 +269,21 @@ func (r *bootRun) files() []string {
 }
 
 // open opens the medium's file, which is the only one of the run's and nobody else's
-// to read. It is found by this descriptor also when it has no name any more.
-func (r *bootRun) open() *os.File {
+// to read, or the one within it if it is a directory. It is found by this descriptor also
+// when it has no name any more.
+func (r *bootRun) open(within string) *os.File {
 	r.t.Helper()
 	files := r.files()
 	if len(files) != 1 {
 		r.t.Fatalf("the run has the files %s", files)
 	}
-	for path, mode := range map[string]os.FileMode{files[0]: 0o600, filepath.Dir(files[0]): os.ModeDir | 0o700} {
+	file := filepath.Join(files[0], within)
+	for path, mode := range map[string]os.FileMode{file: 0o600, filepath.Dir(files[0]): os.ModeDir | 0o700} {
 		if info, err := os.Stat(path); err != nil || info.Mode() != mode {
 			r.t.Errorf("%s: %v, %v", path, info.Mode(), err)
 		}
 	}
-	f, err := os.Open(files[0])
+	f, err := os.Open(file)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -6,7 +6,7 @@ ip addr add 10.0.2.15/24 dev eth0
 medium=$(sed -n 's/.*medium=\([a-z0-9]*\).*/\1/p' /proc/cmdline)
 readable() { dd if=/dev/"$medium" of=/dev/null bs=2048 count=1 2>/dev/null; }
 case $medium in
-smbios | initrd) ;;
+smbios | initrd | fwcfg) ;;
 *)
 	n=0
 	until readable || [ $n -ge 100 ]; do
