@@ -3,7 +3,6 @@
 package blank
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -82,7 +81,7 @@ func (m *Medium) ReadAt(b []byte, at int64) (int, error) { return m.f.ReadAt(b, 
 func (m *Medium) Blank(ctx context.Context) error {
 	zeros := make([]byte, chunk)
 	err := m.walk(ctx, func(at int64, b []byte) error {
-		if isZero(b) {
+		if disk.IsZero(b) {
 			return nil // a hole stays one
 		}
 		_, err := m.f.WriteAt(zeros[:len(b)], at)
@@ -98,7 +97,7 @@ func (m *Medium) Blank(ctx context.Context) error {
 	// system has a cache to drop.
 	unix.Fadvise(int(m.f.Fd()), 0, 0, unix.FADV_DONTNEED)
 	err = m.walk(ctx, func(_ int64, b []byte) error {
-		if !isZero(b) {
+		if !disk.IsZero(b) {
 			return errors.New("it reads back other than it was written")
 		}
 		return nil
@@ -125,10 +124,6 @@ func (m *Medium) walk(ctx context.Context, visit func(at int64, b []byte) error)
 		}
 	}
 	return nil
-}
-
-func isZero(b []byte) bool {
-	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
 }
 
 // Remove removes the file, unless something else has its name by now. It fails

@@ -100,8 +100,8 @@ func (s *Slot) Add(fill func(io.Writer) error) error {
 	return verify(s.d, s.Partition, true)
 }
 
-// Remove takes the partition called label away: its content is zeroed, its entry
-// cleared. If it is interrupted it can be called again, until nothing of either is
+// Remove takes the partition called label away: its content is zeroed and read back,
+// its entry cleared. If it is interrupted it can be called again, until nothing of either is
 // left. It fails as [Read] does, with kind [imprint.NotFound] if no partition is
 // called so, and with [imprint.Conflict] if several are.
 func Remove(d Device, label string) (Partition, error) {
@@ -131,7 +131,25 @@ func Remove(d Device, label string) (Partition, error) {
 	if err := zero(d, extent{keep, v.length}); err != nil {
 		return p, err
 	}
+	if err := blank(d, extent{p.Start, p.Size}); err != nil {
+		return p, err
+	}
 	return p, verify(d, p, false)
+}
+
+// blank fails unless an extent reads as zeros.
+func blank(d Device, e extent) error {
+	b := make([]byte, 1<<20)
+	for at := e.at; at < e.at+e.length; at += int64(len(b)) {
+		b = b[:min(int64(len(b)), e.at+e.length-at)]
+		if _, err := d.ReadAt(b, at); err != nil {
+			return failed(err)
+		}
+		if !IsZero(b) {
+			return imprint.Errorf(imprint.Internal, "remove from", "disk", "the partition is gone, and what it held reads back other than zeros")
+		}
+	}
+	return nil
 }
 
 // extent is bytes of a disk.

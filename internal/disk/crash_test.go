@@ -467,3 +467,18 @@ func run(t *testing.T, program string, args ...string) string {
 	}
 	return string(out)
 }
+
+// lying is a disk that says that it has zeroed, and has not.
+type lying struct{ *memory }
+
+func (lying) Zero(int64, int64) error { return nil }
+
+// What was removed is read back.
+func TestZerosThatAreNone(t *testing.T) {
+	t.Parallel()
+	m := &memory{data: image(t, layouts()["gpt"])}
+	add(t, m)
+	if _, err := disk.Remove(lying{m}, "config-2"); err == nil || imprint.KindOf(err) != imprint.Internal || !strings.Contains(err.Error(), "reads back other than zeros") {
+		t.Errorf("%v", err)
+	}
+}

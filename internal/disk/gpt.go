@@ -172,7 +172,7 @@ func (in *reader) vacant(g *gpt, at uint64, elsewhere bool) error {
 	if err != nil {
 		return err
 	}
-	if elsewhere && !bytes.Equal(b, g.entries) && !empty(b) {
+	if elsewhere && !bytes.Equal(b, g.entries) && !IsZero(b) {
 		return refused("the primary header of its GUID partition table is damaged, and what is at the place of its entries is something else").WithHint("repair it first: gdisk")
 	}
 	return nil
@@ -207,7 +207,8 @@ func (in *reader) settled(g *gpt, end uint64) error {
 	return nil
 }
 
-func empty(b []byte) bool { return bytes.Count(b, []byte{0}) == len(b) }
+// IsZero reports whether all of b is zero.
+func IsZero(b []byte) bool { return bytes.Count(b, []byte{0}) == len(b) }
 
 // parts returns the partitions that the entries name.
 func (g *gpt) parts() ([]Partition, error) {
@@ -215,7 +216,7 @@ func (g *gpt) parts() ([]Partition, error) {
 	le := binary.LittleEndian
 	for i := 0; i < len(g.entries); i += gptEntry {
 		e := g.entries[i : i+gptEntry]
-		if empty(e[:16]) {
+		if IsZero(e[:16]) {
 			continue
 		}
 		first, last := le.Uint64(e[32:]), le.Uint64(e[40:])
@@ -303,7 +304,7 @@ func (g *gpt) add(p Partition) (int, Plan, error) {
 	entries := slices.Clone(g.entries)
 	for i := 0; i < len(entries); i += gptEntry {
 		e := entries[i : i+gptEntry]
-		if !empty(e[:16]) {
+		if !IsZero(e[:16]) {
 			continue
 		}
 		clear(e)
