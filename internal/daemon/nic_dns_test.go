@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"imprint"
@@ -23,30 +24,37 @@ func TestNameServers(t *testing.T) {
 	s := newSite(t)
 	s.withHosts(t)
 	server := s.serve(t)
-	for name, host := range map[imprint.InstanceName]imprint.HostName{"web-1": "", "web-2": hypervisorName} {
+	create := func(name imprint.InstanceName, host imprint.HostName) {
+		t.Helper()
 		spec := imprint.Spec{Name: name, Host: host, DNSNames: []string{string(name) + ".lab.internal"}, Channels: []imprint.ChannelKind{imprint.LinkLocal}}
 		if _, err := server.Create(t.Context(), spec, nil, false); err != nil {
 			t.Fatal(err)
 		}
 	}
-	const link = "router= staticroutes=169.254.169.254/32 0.0.0.0 "
-	if told, want := udhcpc(t, server, "web-1"), link+"dns=\n"; told != want {
-		t.Errorf("without a configuration: %q; want %q", told, want)
+	told := func(where, ref, dns string) {
+		t.Helper()
+		t.Run(where, func(t *testing.T) { // the guest unplugs itself at the end: an interface has one
+			want := "router= staticroutes=169.254.169.254/32 0.0.0.0 dns=" + dns + "\n"
+			if got := udhcpc(t, server, ref); got != want {
+				t.Errorf("%q; want %q", got, want)
+			}
+		})
 	}
 
+	// One after the other has interfaces on this machine.
+	create("web-2", hypervisorName)
 	h := s.hypervisor(t)
 	h.config = write(t, t.TempDir(), "host.yaml", "dns: [203.0.113.53]\n")
 	h.start(t, s.joinFile(t, hypervisorName))
-	if told, want := udhcpc(t, server, "web-2"), link+"dns=203.0.113.53\n"; told != want {
-		t.Errorf("on the hypervisor: %q; want %q", told, want)
-	}
+	told("on a hypervisor", "web-2", "203.0.113.53")
+	h.process.kill(syscall.SIGTERM)
 
+	create("web-1", "")
+	told("without a configuration", "web-1", "")
 	server.stop()
 	s.config.DNS = []string{"192.0.2.53", "198.51.100.53"}
 	server = s.serve(t)
-	if told, want := udhcpc(t, server, "web-1"), link+"dns=192.0.2.53 198.51.100.53\n"; told != want {
-		t.Errorf("on the server: %q; want %q", told, want)
-	}
+	told("on the server", "web-1", "192.0.2.53 198.51.100.53")
 }
 
 // udhcpc returns what a guest at the instance's interface is told.
