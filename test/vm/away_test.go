@@ -366,7 +366,7 @@ func TestStockCloudInitFromBoot(t *testing.T) {
 	s := newServer(t)
 	s.create(stockManifest, "DB_PASSWORD=x")
 	r := s.boot(t, "stock-1", switchRoot(t, "virtio_scsi", "sr_mod"), "iso", "", "--dialect", "openstack", "--stock", "openstack", "--machine", "pc", "--cpus", "2", "--memory", "1024",
-		"--append", strings.TrimPrefix(quietDisk, "console=ttyS0 "), "--disk", disk, "--channel", "serial", "--timeout", "100s")
+		"--append", strings.TrimPrefix(quietDisk, "console=ttyS0 "), "--disk", disk, "--channel", "serial", "--timeout", stockLimit.String())
 	expectConsole(t, r.ended(), "guest: hostname stock-1", "guest: address 10.0.2.15/24", "guest: user data ran")
 	expectMedium(t, s, "stock-1", imprint.EventTaken, "how", "at the end of the run, "+gone)
 	if d := s.describe("stock-1"); d.Instance.Enrolment.State != imprint.Reserved {
