@@ -78,11 +78,11 @@ func (m *image) write(w io.Writer) error {
 	return out.Flush()
 }
 
-// What is at most maxGap bytes apart goes into one call, of at most maxRun bytes
-// unless a piece alone has more: a medium has many small pieces.
+// What is at most maxGap bytes apart goes into one call, of at most maxRun bytes: a
+// medium has many small pieces.
 const (
 	maxGap = 4 << 10
-	maxRun = 64 << 10
+	maxRun = 32 << 10
 )
 
 // writeRuns writes the pieces, which are in order, and leaves out what is between
@@ -102,10 +102,19 @@ func (m *image) writeRuns(w io.WriterAt) error {
 				return err
 			}
 		}
+		if len(p.data) > maxRun {
+			if _, err := w.WriteAt(p.data, p.at); err != nil {
+				return err
+			}
+			continue
+		}
 		if len(run) == 0 {
 			start, gap = p.at, 0
 		}
 		run = append(append(run, make([]byte, gap)...), p.data...)
+	}
+	if len(run) == 0 {
+		return nil
 	}
 	return flush()
 }
