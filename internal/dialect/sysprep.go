@@ -24,6 +24,9 @@ func sysprepDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) erro
 	if strings.IndexFunc(secret, func(c rune) bool { return c > '~' || c == '"' || c == '%' }) >= 0 {
 		return imprint.Errorf(imprint.Invalid, "put", "parameter "+in.AdminPassword+" into sysprep.inf", "it holds no quote, no per cent sign and none but characters of ASCII")
 	}
+	if secret == "*" { // quotes make no difference to Setup
+		return imprint.Errorf(imprint.Invalid, "put", "parameter "+in.AdminPassword+" into sysprep.inf", "an asterisk alone means no password there")
+	}
 	var f inf
 	f.section("Unattended", "OemSkipEula", "Yes")
 	f.section("GuiUnattended", "OemSkipWelcome", "1", "OEMSkipRegional", "1")

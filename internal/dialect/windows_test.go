@@ -95,6 +95,7 @@ func windows() *imprint.Instance {
 		{Name: "plain", Visibility: imprint.Public, Value: `correct horse, 'battery'; staple`},
 		{Name: "broken", Visibility: imprint.Public, Value: "a\r\nb"},
 		{Name: "empty", Visibility: imprint.Public},
+		{Name: "star", Visibility: imprint.Public, Value: "*"},
 		{Name: "private", Visibility: imprint.Private},
 	}
 	return inst
@@ -140,6 +141,7 @@ func TestPasswordsThatAreRefused(t *testing.T) {
 		{"unattend", "broken", imprint.Invalid, "1 to 127 characters that can be printed"},
 		{"unattend", "empty", imprint.Invalid, "1 to 127 characters that can be printed"},
 		{"sysprep", "open", imprint.Invalid, "no quote, no per cent sign and none but characters of ASCII"},
+		{"sysprep", "star", imprint.Invalid, "an asterisk alone means no password there"},
 		{"nocloud", "open", imprint.Invalid, "no place for an administrator's password"},
 	} {
 		view, _, err := drive(t, c.dialect).Render(windows(), facts, dialect.DriveInput{Readers: mediumReaders, AdminPassword: c.param})
