@@ -35,7 +35,7 @@ type Slot struct {
 
 // Prepare finds a place for a partition on d and changes nothing. What p has of
 // Number and Start does not count. It fails as [Read] and [Table.Place] do, with kind
-// [imprint.Exhausted] if the table is full, and with [imprint.Exists] if a partition
+// [imprint.Exhausted] if the table is full or what is left is used all the same, and with [imprint.Exists] if a partition
 // has that name already, or its file system has it as a label.
 func Prepare(d Device, p Partition) (*Slot, error) {
 	if n := len(utf16.Encode([]rune(p.Name))); p.Name == "" || n > maxName || p.Size <= 0 || p.Size%Align != 0 {
@@ -57,8 +57,29 @@ func Prepare(d Device, p Partition) (*Slot, error) {
 	if s.Start, err = t.Place(p.Size); err != nil {
 		return nil, err
 	}
+	if len(t.Partitions) > 0 && s.Start < t.Partitions[0].Start {
+		if err := in.unused(s.Start, s.Size); err != nil {
+			return nil, err
+		}
+	}
 	s.Number, s.plan, err = t.layout.add(s.Partition)
 	return s, err
+}
+
+// unused fails unless there are only zeros where a partition is to be. Before the
+// first partition is where boards have boot loaders that no table tells about.
+func (in *reader) unused(at, n int64) error {
+	for end := at + n; at < end; at += Align {
+		b, err := in.bytes(at, Align)
+		if err != nil {
+			return err
+		}
+		if !empty(b) {
+			return imprint.Errorf(imprint.Exhausted, "add to", "disk", "a partition of %d MiB fits only before the first one, and something is there already, such as a boot loader", n/Align).
+				WithHint("leave room behind its partitions")
+		}
+	}
+	return nil
 }
 
 // write writes the content.
@@ -103,7 +124,8 @@ func (s *Slot) Add(fill func(io.Writer) error) error {
 // Remove takes the partition called label away: its content is zeroed and read back,
 // its entry cleared. If it is interrupted it can be called again, until nothing of either is
 // left. It fails as [Read] does, with kind [imprint.NotFound] if no partition is
-// called so, and with [imprint.Conflict] if several are.
+// called so, and with [imprint.Conflict] if several are, or the one holds something
+// else than a FAT file system, which all media that were added have.
 func Remove(d Device, label string) (Partition, error) {
 	t, in, err := open(d)
 	if err != nil {
@@ -189,6 +211,9 @@ func (in *reader) called(t *Table, label string) (Partition, volume, error) {
 		return Partition{}, volume{}, imprint.Errorf(imprint.NotFound, "remove from", "disk", "none of its %d partitions is called %s", len(t.Partitions), label)
 	case len(found) > 1:
 		return Partition{}, volume{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s and %s are both called %s", found[0], found[1], label)
+	case !volumes[0].fat:
+		return Partition{}, volume{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s is called %s, but is no medium: it has no FAT file system", found[0], label).
+			WithHint("if nobody needs it, delete it by hand: sfdisk --delete")
 	}
 	return found[0], volumes[0], nil
 }

@@ -101,7 +101,7 @@ func (d *File) claim() (err error) {
 		if loop := d.loop(); loop != "" {
 			return d.inUse("it is attached to %s", loop).WithHint("name that device, or detach it: losetup -d %s", loop)
 		}
-		d.sector = 512
+		d.sector = sectorOf(d, d.size)
 		var b [8]byte // a table's header is in the second sector
 		if _, err := d.ReadAt(b[:], 512); err == nil && string(b[:]) != "EFI PART" {
 			if _, err := d.ReadAt(b[:], 4096); err == nil && string(b[:]) == "EFI PART" {
@@ -155,7 +155,8 @@ func (d *File) sys() string {
 func (d *File) Size() int64 { return d.size }
 
 // SectorSize is that of a logical sector, in bytes. An image has none of its own:
-// it is told by where a GUID partition table is, and 512 otherwise.
+// it is told by where a GUID partition table is, or what a master boot record's
+// partitions hold, and 512 otherwise.
 func (d *File) SectorSize() int64 { return d.sector }
 
 // Public reports whether every user of this machine may read the disk.

@@ -3,6 +3,8 @@ package disk
 import (
 	"bytes"
 	"encoding/binary"
+	"io"
+	"slices"
 	"strings"
 )
 
@@ -86,6 +88,7 @@ func isExt(b []byte) bool {
 // volume is a file system with a label.
 type volume struct {
 	labels []string
+	fat    bool
 	at     int64 // where a label is that nothing secret is beside, in bytes from the file system's beginning
 	length int64
 }
@@ -109,7 +112,7 @@ func (in *reader) volume(p Partition) (volume, error) {
 	}
 	switch {
 	case isFAT(head):
-		v.length = 512
+		v.fat, v.length = true, 512
 		for _, at := range []int{38, 66} { // with FAT12 and FAT16, and with FAT32
 			if head[at] == 0x29 {
 				add(head[at+5 : at+16])
@@ -135,6 +138,40 @@ func (in *reader) volume(p Partition) (volume, error) {
 		add(head[0x1012b:0x1022b])
 	}
 	return v, nil
+}
+
+// sectorOf tells the sectors of an image with a master boot record, which counts in
+// them and does not say how large they are: those at whose multiples something is
+// that is known, and 512 if that tells nothing.
+func sectorOf(r io.ReaderAt, size int64) int64 {
+	in := &reader{r, size, 512}
+	boot, err := in.bytes(0, 512)
+	if err != nil || boot[510] != 0x55 || boot[511] != 0xaa {
+		return 512
+	}
+	for _, sector := range []int64{512, 4096} {
+		for e := boot[446:510]; len(e) > 0; e = e[16:] {
+			if at := int64(binary.LittleEndian.Uint32(e[8:])) * sector; e[4] != 0 && at != 0 && in.known(at, extended(e[4])) {
+				return sector
+			}
+		}
+	}
+	return 512
+}
+
+// known reports whether a file system or the like begins at an offset or, in an
+// extended partition, a boot record.
+func (in *reader) known(at int64, record bool) bool {
+	b, err := in.bytes(at, min(128<<10, in.size-at))
+	if err != nil {
+		return false
+	}
+	head := make([]byte, 128<<10)
+	copy(head, b)
+	if record {
+		return head[510] == 0x55 && head[511] == 0xaa
+	}
+	return isFAT(head) || isExt(head) || slices.ContainsFunc(volumes(), func(s signature) bool { return bytes.HasPrefix(head[s.at:], []byte(s.magic)) })
 }
 
 // maxRoot is how much of a root directory is looked through for a label, in bytes.

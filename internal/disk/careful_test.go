@@ -1,0 +1,91 @@
+package disk_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"imprint"
+	"imprint/internal/disk"
+)
+
+// bootRecord returns an image with a partition in a master boot record.
+func bootRecord(size int64, start, count uint32) []byte {
+	b := make([]byte, size)
+	e := b[446:]
+	e[4] = 0x83
+	binary.LittleEndian.PutUint32(e[8:], start)
+	binary.LittleEndian.PutUint32(e[12:], count)
+	copy(b[510:], "\x55\xaa")
+	return b
+}
+
+// ext puts the superblock of an ext file system called label into b.
+func ext(b []byte, label string) {
+	s := b[1024:]
+	le := binary.LittleEndian
+	le.PutUint32(s[0:], 100)
+	le.PutUint32(s[4:], 100)
+	le.PutUint16(s[56:], 0xef53)
+	copy(s[120:], label)
+}
+
+// A boot record counts in sectors of a size that it does not tell. An image whose
+// partition is where 4096 bytes a sector lead has that partition there, and no room.
+func TestImageOfLargeSectorsWithBootRecord(t *testing.T) {
+	t.Parallel()
+	data := bootRecord(64*mib, mib/4096, 63*mib/4096)
+	ext(data[mib:], "root")
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, err := disk.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if n := d.SectorSize(); n != 4096 {
+		t.Errorf("sectors of %d bytes", n)
+	}
+	if s, err := disk.Prepare(d, config2()); imprint.KindOf(err) != imprint.Exhausted {
+		t.Errorf("got a partition at %d inside of another, %v", s.Start, err)
+	}
+}
+
+// What is before the first partition and no zeros may be a boot loader, and stays.
+func TestBootLoaderBeforePartitions(t *testing.T) {
+	t.Parallel()
+	data := bootRecord(64*mib, 32*mib/sector, 32*mib/sector)
+	ext(data[32*mib:], "root")
+	copy(data[31*mib+7:], "u-boot")
+	if _, err := disk.Prepare(&memory{data: data}, config2()); imprint.KindOf(err) != imprint.Exhausted {
+		t.Errorf("a boot loader would be overwritten: %v", err)
+	}
+	clear(data[31*mib : 32*mib])
+	if s, err := disk.Prepare(&memory{data: data}, config2()); err != nil || s.Start != 31*mib {
+		t.Errorf("where nothing is: %v", err)
+	}
+}
+
+// A partition that is called as a medium is, and is none, stays.
+func TestRemoveOnlyMedia(t *testing.T) {
+	t.Parallel()
+	for _, label := range []string{"config-2", "ganeti"} {
+		data := bootRecord(8*mib, mib/sector, 4*mib/sector)
+		ext(data[mib:], label)
+		before := bytes.Clone(data)
+		m := &memory{data: data}
+		if _, err := disk.Find(m, label); imprint.KindOf(err) != imprint.Conflict {
+			t.Errorf("found: %v", err)
+		}
+		if _, err := disk.Remove(m, label); imprint.KindOf(err) != imprint.Conflict {
+			t.Errorf("removed: %v", err)
+		}
+		if !bytes.Equal(data, before) {
+			t.Errorf("the file system %s was changed", label)
+		}
+	}
+}
