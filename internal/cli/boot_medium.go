@@ -121,7 +121,7 @@ func (b *bootMedium) make(ctx context.Context, client *api.Client) error {
 		return err
 	}
 	if err := out.write(volumeOf(m), 0, before); err != nil {
-		b.report(b.settleMedium(ctx, client, string(b.instance.ID), m.Number, api.MediumOutcome{State: imprint.MediumTaken, Detail: "it was never written"}))
+		b.report(b.settleMedium(ctx, client, string(b.instance.ID), m.Number, out.unwritten(err)))
 		return err
 	}
 	b.client, b.number, b.checkIn = client, m.Number, m.CheckIn

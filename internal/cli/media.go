@@ -131,7 +131,7 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 	}
 	if err := out.write(v, o.size<<20, before); err != nil {
 		if o.out != "-" { // else some of it may be wherever standard output leads
-			p.report(p.settleMedium(ctx, p.client(), ref, m.Number, api.MediumOutcome{State: imprint.MediumTaken, Detail: "it was never written"}))
+			p.report(p.settleMedium(ctx, p.client(), ref, m.Number, out.unwritten(err)))
 		}
 		return err
 	}

@@ -3,11 +3,14 @@ package cli
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 
 	"imprint"
+	"imprint/api"
 	"imprint/internal/durable"
 	"imprint/internal/media"
 )
@@ -22,6 +25,7 @@ type mediumOut struct {
 	stdout  io.Writer // nil if it goes to a file or a directory
 	file    *durable.File
 	dir     *durable.Dir
+	named   bool // it may have its name
 }
 
 func (p *program) mediumOut(c media.Carrier, path string) (*mediumOut, error) {
@@ -81,10 +85,23 @@ func (out *mediumOut) write(v *media.Volume, size int64, before []byte) error {
 	if out.file == nil {
 		return nil
 	}
+	out.named = true
 	if err := out.file.Commit(); err != nil {
 		return fileError("write", out.path, err)
 	}
 	return nil
+}
+
+// unwritten discards what is not whole and says what became of a medium that could
+// not be written for err. It has its name all the same if only that it has was not to be
+// made safe, as in a directory that may be written but not read.
+func (out *mediumOut) unwritten(err error) api.MediumOutcome {
+	out.discard()
+	there := func(path string) bool { _, err := os.Lstat(path); return !errors.Is(err, fs.ErrNotExist) }
+	if out.named && !errors.Is(err, fs.ErrExist) && there(out.path) || out.file != nil && there(out.file.Name()) {
+		return api.MediumOutcome{State: imprint.MediumLeft, Detail: "some of it may be there: " + err.Error()}
+	}
+	return api.MediumOutcome{State: imprint.MediumTaken, Detail: "it was never written"}
 }
 
 func (out *mediumOut) writeDir(v *media.Volume, size int64) error {
@@ -100,6 +117,7 @@ func (out *mediumOut) writeDir(v *media.Volume, size int64) error {
 			return fileError("write", out.path, err)
 		}
 	}
+	out.named = true
 	if err := out.dir.Commit(); err != nil {
 		return fileError("write", out.path, err)
 	}

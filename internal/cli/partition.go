@@ -57,7 +57,7 @@ func (p *program) addPartition(ctx context.Context, ref string, o *mediaOptions)
 	}
 	err = slot.Add(func(w io.Writer) error { return media.Partition(w, v, place) })
 	if err != nil {
-		p.report(p.settleMedium(ctx, p.client(), ref, m.Number, api.MediumOutcome{State: imprint.MediumLeft, Detail: "some of it may be on the disk, in no partition: " + err.Error()}))
+		p.report(p.settleMedium(ctx, p.client(), ref, m.Number, api.MediumOutcome{State: imprint.MediumLeft, Detail: "some of it may be on the disk, also in no partition: " + err.Error()}))
 		return onDisk(o.partition, err)
 	}
 	fmt.Fprintf(p.out, "%s of %s written to partition %d of %s, %d MiB from byte %d on, table %s%s\n",
