@@ -71,12 +71,15 @@ func (a *args) medium(t Type, m *Medium) {
 
 // TakeAway ejects the machine's medium or unplugs the disk that it is, whatever
 // the guest does with it, and verifies that QEMU has let go of its file. It
-// returns what was done, in words. It needs [Machine.Control], and fails with kind
-// [imprint.Unavailable].
+// returns what was done, in words. It needs [Machine.Control], can be called once, and
+// fails with kind [imprint.Unavailable].
 func (p *Process) TakeAway(ctx context.Context) (how string, err error) {
 	if p.control == nil || p.medium == nil {
 		return "", imprint.Errorf(imprint.Unavailable, "take away", "medium", "the machine has none that can be taken")
 	}
+	// QEMU keeps what nobody reads, and a guest that opens and closes its drive has it
+	// say so each time.
+	defer p.control.conn.Close()
 	if how, err = p.control.takeAway(ctx, p.medium); err != nil {
 		return "", imprint.Errorf(imprint.Unavailable, "take away", p.medium.Path, "%w", err)
 	}

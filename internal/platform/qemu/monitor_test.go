@@ -81,7 +81,7 @@ func TestTakeAway(t *testing.T) {
 			if !openBy(t, p.PID(), path) {
 				t.Fatal("before: QEMU does not have the file open")
 			}
-			how, err := p.TakeAway(ctx)
+			how, err := p.control.takeAway(ctx, m.Medium)
 			if how != c.how || err != nil {
 				t.Errorf("got %q, %v; want %q", how, err, c.how)
 			}
@@ -94,6 +94,14 @@ func TestTakeAway(t *testing.T) {
 			}
 			if how, err := p.TakeAway(ctx); how != c.how || err != nil {
 				t.Errorf("once more: %q, %v", how, err)
+			}
+			if err := p.control.execute(ctx, "query-status", nil, nil); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("QEMU can still be asked, and has somebody to tell things that nobody reads: %v", err)
+			}
+			select {
+			case <-p.Done():
+				t.Error("the machine ended")
+			default:
 			}
 		})
 	}
