@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"encoding/binary"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"imprint"
 	"imprint/internal/disk"
+	"imprint/test/need"
 )
 
 // bootRecord returns an image with a partition in a master boot record.
@@ -87,5 +90,44 @@ func TestRemoveOnlyMedia(t *testing.T) {
 		if !bytes.Equal(data, before) {
 			t.Errorf("the file system %s was changed", label)
 		}
+	}
+}
+
+// A table that a tool changes that looks for no locks is not written over.
+func TestTableChangedMeanwhile(t *testing.T) {
+	t.Parallel()
+	m := &memory{data: bootRecord(8*mib, mib/sector, mib/sector)}
+	s, err := disk.Prepare(m, config2())
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary.LittleEndian.PutUint32(m.data[446+12:], 7*mib/sector)
+	before := bytes.Clone(m.data)
+	if err := s.Add(fill); imprint.KindOf(err) != imprint.Conflict || !bytes.Equal(m.data, before) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// An image that a container has attached to a loop device, under a name that nobody
+// else knows, is in use all the same.
+func TestAttachedInContainer(t *testing.T) {
+	t.Parallel()
+	need.Root(t)
+	unshare, losetup := need.Program(t, "unshare", "util-linux"), need.Program(t, "losetup", "mount")
+	dir := t.TempDir()
+	path := filepath.Join(dir, "disk")
+	if err := os.WriteFile(path, bootRecord(8*mib, mib/sector, mib/sector), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(unshare, "--mount", "sh", "-c", `mount --bind "$1" /mnt && "$2" --find --show /mnt/disk`, "sh", dir, losetup).Output()
+	need.Kernel(t, err == nil, "loop devices")
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() { exec.Command(losetup, "-d", device).Run() })
+	d, err := disk.Open(path)
+	if imprint.KindOf(err) != imprint.Conflict || err == nil || !strings.Contains(err.Error(), "attached to "+device) {
+		t.Errorf("attached to %s: %v", device, err)
+	}
+	if err == nil {
+		d.Close()
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"slices"
 	"syscall"
 	"unicode/utf16"
@@ -106,8 +107,15 @@ func open(d Device) (*Table, *reader, error) {
 // the partition once that is on the disk. After a failure the table is as it was, or
 // as it is to be. It fails with kind [imprint.Unavailable] if the disk does, with
 // [imprint.Exhausted] if an image's file system is full, with [imprint.Internal] if the
-// disk does not read as it was written, and as fill does.
+// disk does not read as it was written, with [imprint.Conflict] if the table is not that
+// which [Prepare] found any more, and as fill does.
 func (s *Slot) Add(fill func(io.Writer) error) error {
+	// Not every tool looks whether an image is locked.
+	if now, _, err := open(s.d); err != nil {
+		return err
+	} else if !reflect.DeepEqual(now, s.table) {
+		return imprint.Errorf(imprint.Conflict, "add to", "disk", "its partition table was changed meanwhile").WithHint("start again when nobody else changes it")
+	}
 	if err := carryOut(s.d, s.table.layout.settle()); err != nil {
 		return err
 	}

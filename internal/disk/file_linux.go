@@ -134,11 +134,25 @@ func (d *File) loop() string {
 		if err != nil {
 			continue
 		}
-		if info, err := os.Stat(strings.TrimSuffix(string(b), "\n")); err == nil && os.SameFile(info, mine) {
-			return "/dev/" + strings.Split(name, "/")[3]
+		device := "/dev/" + strings.Split(name, "/")[3]
+		if info, err := os.Stat(strings.TrimSuffix(string(b), "\n")); err == nil && os.SameFile(info, mine) || backs(device, mine) {
+			return device
 		}
 	}
 	return ""
+}
+
+// backs reports whether a loop device says itself that it has an image. Its name is no
+// help where that was attached in a container, which knows it by another.
+func backs(device string, image fs.FileInfo) bool {
+	f, err := os.Open(device)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	st, ok := image.Sys().(*syscall.Stat_t)
+	return err == nil && ok && info.Device == uint64(st.Dev) && info.Inode == st.Ino
 }
 
 // sys is where the kernel tells about a block device.
