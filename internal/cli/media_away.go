@@ -57,7 +57,7 @@ func (p *program) mediaBlank(ctx context.Context, path, ref string, remove bool)
 	}
 	client := p.client()
 	defer client.Close()
-	i, m, err := onRecord(ctx, client, ref, c, f, path)
+	i, m, err := onRecord(ctx, client, ref, c, f, path, isWhole)
 	if err != nil {
 		return err
 	}
@@ -83,8 +83,8 @@ func (p *program) mediaBlank(ctx context.Context, path, ref string, remove bool)
 }
 
 // onRecord returns whose medium f is, whose content is c, and which. ref is "" if what
-// is on it is to tell.
-func onRecord(ctx context.Context, client *api.Client, ref string, c *media.Contents, f io.ReaderAt, path string) (*api.Instance, *imprint.Medium, error) {
+// is on it is to tell. is tells whether it is as imprint writes a carrier.
+func onRecord(ctx context.Context, client *api.Client, ref string, c *media.Contents, f io.ReaderAt, path string, is carrierTest) (*api.Instance, *imprint.Medium, error) {
 	if payload := reportOf(c).Payload; ref == "" && payload != nil {
 		ref = string(payload.Instance)
 	}
@@ -95,14 +95,14 @@ func onRecord(ctx context.Context, client *api.Client, ref string, c *media.Cont
 	if err != nil {
 		return nil, nil, err
 	}
-	m, err := recorded(i, c, f, path)
+	m, err := recorded(i, c, f, path, is)
 	return i, m, err
 }
 
 // recorded returns which of i's media f is, whose content is c: the one that is
 // still out, or else any, for there may be copies. It fails with kind
 // [imprint.Conflict] if f is none of them, or not that alone.
-func recorded(i *api.Instance, c *media.Contents, f io.ReaderAt, path string) (*imprint.Medium, error) {
+func recorded(i *api.Instance, c *media.Contents, f io.ReaderAt, path string, is carrierTest) (*imprint.Medium, error) {
 	refuse := func(format string, args ...any) *imprint.Error {
 		return imprint.Errorf(imprint.Conflict, "blank", path, format, args...)
 	}
@@ -112,7 +112,7 @@ func recorded(i *api.Instance, c *media.Contents, f io.ReaderAt, path string) (*
 		m := &i.Media[n]
 		switch {
 		case m.Digest != digest:
-		case !isCarrier(m.Carrier, c):
+		case !is(m.Carrier, c):
 			elsewhere = m
 		case found == nil || found.State == imprint.MediumTaken:
 			found = m
@@ -135,8 +135,11 @@ func recorded(i *api.Instance, c *media.Contents, f io.ReaderAt, path string) (*
 	return found, nil
 }
 
-// isCarrier reports whether what was found is as imprint writes a carrier.
-func isCarrier(name string, c *media.Contents) bool {
+// carrierTest reports whether what was found is as imprint writes a carrier.
+type carrierTest func(name string, c *media.Contents) bool
+
+// isWhole is for what is a medium of its own.
+func isWhole(name string, c *media.Contents) bool {
 	switch name {
 	case "iso":
 		return c.Format == "iso9660" && c.Table == media.NoTable
@@ -145,14 +148,17 @@ func isCarrier(name string, c *media.Contents) bool {
 	case "fat", "fat-mbr", "fat-gpt":
 		table := map[string]media.Table{"fat": media.NoTable, "fat-mbr": media.MBR, "fat-gpt": media.GPT}[name]
 		return (c.Format == "fat16" || c.Format == "fat32") && c.Table == table
-	case "partition": // of which c is all that was looked at
-		return (c.Format == "fat16" || c.Format == "fat32") && c.Table == media.NoTable
 	case "initrd":
 		return c.Format == "cpio"
 	case "smbios", "smbios-system":
 		return c.Format == "smbios"
 	}
 	return false
+}
+
+// isPartition is for what is in a partition beside others, of which c is all.
+func isPartition(name string, c *media.Contents) bool {
+	return name == "partition" && (c.Format == "fat16" || c.Format == "fat32") && c.Table == media.NoTable
 }
 
 // isInitrd reports whether f begins as an initial RAM disk does, in any of the

@@ -137,7 +137,7 @@ func (p *program) partitionOnRecord(ctx context.Context, d *disk.File, label, re
 	content := io.NewSectionReader(d, part.Start, part.Size)
 	c, err := inspectOpened(content, part.Size, path)
 	if err == nil {
-		i, m, err = onRecord(ctx, client, ref, c, content, path)
+		i, m, err = onRecord(ctx, client, ref, c, content, path, isPartition)
 	}
 	if err != nil {
 		fmt.Fprintf(p.err, "its removal will not be on record: %v\n", err)
