@@ -137,6 +137,7 @@ func TestRefusedAndUntouched(t *testing.T) {
 		"Btrfs":                                 {write(0x10040, "_BHRfS_M"), imprint.Invalid, "Btrfs file system"},
 		"a CD":                                  {then(mbr, write(32768, "\x01CD001")), imprint.Invalid, "a CD image"},
 		"qcow2":                                 {write(0, "QFI\xfb\x00\x00\x00\x03"), imprint.Invalid, "no raw disk but a qcow2 image"},
+		"qcow2 with nothing in it":              {then(write(0, "QFI\xfb\x00\x00\x00\x03"), size(196616)), imprint.Invalid, "no raw disk but a qcow2 image"},
 		"VMDK":                                  {write(0, "KDMV"), imprint.Invalid, "no raw disk but a VMDK image"},
 		"gzip":                                  {write(0, "\x1f\x8b\x08"), imprint.Invalid, "no raw disk but a gzip file"},
 		"the name is there":                     {script("label: gpt\nsize=10M, name=\"CONFIG-2\"\n"), imprint.Exists, "(\"CONFIG-2\") is called config-2 already"},

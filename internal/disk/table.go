@@ -76,6 +76,9 @@ func Read(r io.ReaderAt, size, sector int64) (*Table, error) {
 	if sector != 512 && sector != 4096 {
 		return nil, refused("its sectors have %d bytes, where only 512 and 4096 are known", sector)
 	}
+	if err := in.packed(); err != nil {
+		return nil, err
+	}
 	if size%sector != 0 || size < 2*Align {
 		return nil, refused("its %d bytes are too few for partitions, or no whole sectors of %d", size, sector)
 	}

@@ -39,25 +39,36 @@ func volumes() []signature {
 	return list
 }
 
-// foreign fails if the disk is an image that is not raw, or has a file system or
-// the like instead of a partition table.
+// of returns what of list head is, or "".
+func of(list []signature, head []byte) string {
+	for _, s := range list {
+		if s.at < int64(len(head)) && bytes.HasPrefix(head[s.at:], []byte(s.magic)) {
+			return s.what
+		}
+	}
+	return ""
+}
+
+// packed fails if the disk is an image that is not raw. Such a one may be smaller
+// than any disk.
+func (in *reader) packed() error {
+	head, err := in.bytes(0, min(in.size, 128))
+	if err != nil {
+		return err
+	}
+	if what := of(images(), head); what != "" {
+		return refused("it is no raw disk but %s", what).WithHint("unpack or convert it first, for example: qemu-img convert -O raw")
+	}
+	return nil
+}
+
+// foreign fails if the disk has a file system or the like instead of a partition table.
 func (in *reader) foreign() error {
 	head, err := in.bytes(0, min(in.size, 128<<10))
 	if err != nil {
 		return err
 	}
-	has := func(list []signature) string {
-		for _, s := range list {
-			if bytes.HasPrefix(head[s.at:], []byte(s.magic)) {
-				return s.what
-			}
-		}
-		return ""
-	}
-	if what := has(images()); what != "" {
-		return refused("it is no raw disk but %s", what).WithHint("unpack or convert it first, for example: qemu-img convert -O raw")
-	}
-	what := has(volumes())
+	what := of(volumes(), head)
 	switch {
 	case what != "":
 	case isFAT(head):
