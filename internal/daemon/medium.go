@@ -44,14 +44,19 @@ func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what ap
 	m := &api.Medium{Label: drive.Label, Time: inst.Updated, Files: map[string]imprint.Secret{}}
 	if drive.Payload {
 		m.CheckIn = f.CheckIn
+		if in.Payload, err = dialect.Payload(inst, f, c.now()).Encode(); err != nil {
+			return nil, err
+		}
 		if m.Token = imprint.MayHoldToken(in.Readers); m.Token {
+			// A token replaces the one before, so what cannot be rendered makes none.
+			if _, _, err := drive.Render(inst, f, in); err != nil {
+				return nil, err
+			}
 			payload, err := c.Payload(ctx, id, time.Duration(what.TTL))
 			if err != nil {
 				return nil, err
 			}
 			in.Payload = payload.Reveal()
-		} else if in.Payload, err = dialect.Payload(inst, f, c.now()).Encode(); err != nil {
-			return nil, err
 		}
 	}
 	view, omitted, err := drive.Render(inst, f, in)
