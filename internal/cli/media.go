@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -27,6 +28,9 @@ type mediaOptions struct {
 	mergeVendor                          bool
 	size                                 int64 // MiB
 }
+
+// bytes is the size in bytes. One beyond counting stays wrong.
+func (o *mediaOptions) bytes() int64 { return max(-1, min(o.size, math.MaxInt64>>20)) << 20 }
 
 func (p *program) mediaCommand() *cobra.Command {
 	var o mediaOptions
@@ -111,6 +115,9 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 	if carrier.Added() {
 		return imprint.Errorf(imprint.Invalid, "write", o.out, "a %s is no file of its own", carrier.Name).WithHint("name the disk that gets one: --partition DISK")
 	}
+	if err := carrier.CheckSize(o.bytes()); err != nil {
+		return err
+	}
 	var before []byte
 	if o.appendTo != "" {
 		if carrier.Form != dialect.Initrd {
@@ -129,7 +136,7 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 	if err != nil {
 		return err
 	}
-	if err := out.write(v, o.size<<20, before); err != nil {
+	if err := out.write(v, o.bytes(), before); err != nil {
 		if o.out != "-" { // else some of it may be wherever standard output leads
 			p.report(p.settleMedium(ctx, p.client(), ref, m.Number, out.unwritten(err)))
 		}

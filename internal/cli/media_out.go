@@ -64,7 +64,7 @@ func (out *mediumOut) discard() {
 // what the medium is appended to.
 func (out *mediumOut) write(v *media.Volume, size int64, before []byte) error {
 	if out.dir != nil {
-		return out.writeDir(v, size)
+		return out.writeDir(v)
 	}
 	var w io.Writer = out.file
 	if out.stdout != nil {
@@ -104,10 +104,7 @@ func (out *mediumOut) unwritten(err error) api.MediumOutcome {
 	return api.MediumOutcome{State: imprint.MediumTaken, Detail: "it was never written"}
 }
 
-func (out *mediumOut) writeDir(v *media.Volume, size int64) error {
-	if size != 0 {
-		return imprint.Errorf(imprint.Invalid, "write", "carrier "+out.carrier.Name, "it has no size to choose; disks have")
-	}
+func (out *mediumOut) writeDir(v *media.Volume) error {
 	files, err := out.carrier.Files(v, out.abs)
 	if err != nil {
 		return err

@@ -34,7 +34,7 @@ func (p *program) addPartition(ctx context.Context, ref string, o *mediaOptions)
 		return err
 	}
 	defer d.Close()
-	place := media.Place{Size: o.size << 20, Sector: d.SectorSize()}
+	place := media.Place{Size: o.bytes(), Sector: d.SectorSize()}
 	if o.size == 0 {
 		place.Size = place.MinPartition()
 	}

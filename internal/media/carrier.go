@@ -25,6 +25,7 @@ type Carrier struct {
 	// Files returns the files of a carrier that is a directory, as [FWCfg] does; nil
 	// for those that are one file.
 	Files func(v *Volume, dir string) (map[string][]byte, error)
+	sized bool // a disk, whose size may be chosen
 }
 
 // Carriers returns all kinds of media.
@@ -35,28 +36,23 @@ func Carriers() []Carrier {
 	disk := func(table Table) func(io.Writer, *Volume, int64) error {
 		return func(w io.Writer, v *Volume, size int64) error { return FAT(w, v, table, size) }
 	}
-	fixed := func(name string, write func(io.Writer, *Volume) error) func(io.Writer, *Volume, int64) error {
-		return func(w io.Writer, v *Volume, size int64) error {
-			if size != 0 {
-				return imprint.Errorf(imprint.Invalid, "write", "carrier "+name, "it has no size to choose; disks have")
-			}
-			return write(w, v)
-		}
+	fixed := func(write func(io.Writer, *Volume) error) func(io.Writer, *Volume, int64) error {
+		return func(w io.Writer, v *Volume, _ int64) error { return write(w, v) }
 	}
 	return []Carrier{
-		{"iso", "CD image: ISO 9660 with Joliet and Rock Ridge", MaxContent, readers, dialect.Volume, fixed("iso", ISO), nil},
-		{"floppy", "floppy disk of 1.44 MB: FAT12", FloppySize - 33*fatSector, readers, dialect.Volume, fixed("floppy", Floppy), nil},
-		{"fat", "disk without partitions: FAT16, or FAT32 from 64 MiB on; Windows does not mount it", MaxContent, readers, dialect.Volume, disk(NoTable), nil},
-		{"fat-mbr", "disk with one FAT partition in a master boot record", MaxContent, readers, dialect.Volume, disk(MBR), nil},
-		{"fat-gpt", "disk with one FAT partition in a GUID partition table", MaxContent, readers, dialect.Volume, disk(GPT), nil},
-		{"initrd", "cpio archive to append to an initial RAM disk", MaxContent, readers, dialect.Initrd, fixed("initrd", Initrd), nil},
-		{"smbios", "SMBIOS structure of OEM strings, for QEMU's -smbios file=", oemSize, readers, dialect.Firmware, fixed("smbios", SMBIOS), nil},
-		{"smbios-system", "SMBIOS structure of the system's UUID and serial number, for QEMU's -smbios file=", systemSize, readers, dialect.System, fixed("smbios-system", System), nil},
-		{"fw-cfg", "directory of files for QEMU's fw_cfg, with what attaches them to QEMU and libvirt", fwCfgSize, readers, dialect.FWCfg, nil, FWCfg},
-		{"esp", "directory to copy into an EFI system partition: credentials that systemd-stub hands over", stubSize, readers, dialect.Stub, nil, Stub},
-		{"libvirt-smbios", "part of a domain of libvirt's: OEM strings, which are on QEMU's command line", oemSize, readers | imprint.HostProcesses, dialect.Firmware, fixed("libvirt-smbios", LibvirtOEM), nil},
-		{"libvirt-system", "part of a domain of libvirt's: the system's serial number", systemSize, readers | imprint.HostProcesses, dialect.System, fixed("libvirt-system", LibvirtSystem), nil},
-		{"partition", "FAT partition added to a disk that has others, with --partition", MaxContent, readers, dialect.Volume, nil, nil},
+		{"iso", "CD image: ISO 9660 with Joliet and Rock Ridge", MaxContent, readers, dialect.Volume, fixed(ISO), nil, false},
+		{"floppy", "floppy disk of 1.44 MB: FAT12", FloppySize - 33*fatSector, readers, dialect.Volume, fixed(Floppy), nil, false},
+		{"fat", "disk without partitions: FAT16, or FAT32 from 64 MiB on; Windows does not mount it", MaxContent, readers, dialect.Volume, disk(NoTable), nil, true},
+		{"fat-mbr", "disk with one FAT partition in a master boot record", MaxContent, readers, dialect.Volume, disk(MBR), nil, true},
+		{"fat-gpt", "disk with one FAT partition in a GUID partition table", MaxContent, readers, dialect.Volume, disk(GPT), nil, true},
+		{"initrd", "cpio archive to append to an initial RAM disk", MaxContent, readers, dialect.Initrd, fixed(Initrd), nil, false},
+		{"smbios", "SMBIOS structure of OEM strings, for QEMU's -smbios file=", oemSize, readers, dialect.Firmware, fixed(SMBIOS), nil, false},
+		{"smbios-system", "SMBIOS structure of the system's UUID and serial number, for QEMU's -smbios file=", systemSize, readers, dialect.System, fixed(System), nil, false},
+		{"fw-cfg", "directory of files for QEMU's fw_cfg, with what attaches them to QEMU and libvirt", fwCfgSize, readers, dialect.FWCfg, nil, FWCfg, false},
+		{"esp", "directory to copy into an EFI system partition: credentials that systemd-stub hands over", stubSize, readers, dialect.Stub, nil, Stub, false},
+		{"libvirt-smbios", "part of a domain of libvirt's: OEM strings, which are on QEMU's command line", oemSize, readers | imprint.HostProcesses, dialect.Firmware, fixed(LibvirtOEM), nil, false},
+		{"libvirt-system", "part of a domain of libvirt's: the system's serial number", systemSize, readers | imprint.HostProcesses, dialect.System, fixed(LibvirtSystem), nil, false},
+		{"partition", "FAT partition added to a disk that has others, with --partition", MaxContent, readers, dialect.Volume, nil, nil, false},
 	}
 }
 
@@ -78,6 +74,18 @@ func CarrierOf(name string) (Carrier, error) {
 // are written whole.
 func (c Carrier) Added() bool { return c.write == nil && c.Files == nil }
 
+// CheckSize fails with kind [imprint.Invalid] if no medium of the kind can have size
+// bytes. 0 is for the size that it takes.
+func (c Carrier) CheckSize(size int64) error {
+	switch {
+	case size == 0:
+		return nil
+	case !c.sized:
+		return imprint.Errorf(imprint.Invalid, "write", "carrier "+c.Name, "it has no size to choose; disks have")
+	}
+	return checkSize("disk", size, MinDisk)
+}
+
 // Write writes v. size is that of a disk, as in [FAT], and 0 for the others. It fails
 // with kind [imprint.Invalid] for what is added and for what is a directory.
 func (c Carrier) Write(w io.Writer, v *Volume, size int64) error {
@@ -86,6 +94,9 @@ func (c Carrier) Write(w io.Writer, v *Volume, size int64) error {
 		return imprint.Errorf(imprint.Invalid, "write", "carrier "+c.Name, "it is no file of its own, but is added to a disk")
 	case c.write == nil:
 		return imprint.Errorf(imprint.Invalid, "write", "carrier "+c.Name, "it is a directory and not one file")
+	}
+	if err := c.CheckSize(size); err != nil {
+		return err
 	}
 	return c.write(w, v, size)
 }
