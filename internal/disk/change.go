@@ -75,7 +75,7 @@ func (in *reader) unused(at, n int64) error {
 		if err != nil {
 			return err
 		}
-		if !empty(b) {
+		if !IsZero(b) {
 			return imprint.Errorf(imprint.Exhausted, "add to", "disk", "a partition of %d MiB fits only before the first one, and something is there already, such as a boot loader", n/Align).
 				WithHint("leave room behind its partitions")
 		}
