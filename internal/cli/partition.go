@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -124,23 +125,31 @@ again. If it is on record as a medium that was given out, the server is told.`,
 
 // partitionOnRecord finds out which medium on record the partition is that is called
 // label, and returns what reports how its removal ended. That it is on none is said and
-// no error: it can be removed all the same.
+// no error: it can be removed all the same. An instance ref that there is not is one.
 func (p *program) partitionOnRecord(ctx context.Context, d *disk.File, label, ref, path string) (settle func(disk.Partition, error), err error) {
 	part, err := disk.Find(d, label)
 	if err != nil {
 		return nil, onDisk(path, err)
 	}
-	var i *api.Instance
-	var m *imprint.Medium
 	client := p.client()
 	defer client.Close()
+	if ref != "" {
+		if _, err := client.Get(ctx, ref); err != nil {
+			return nil, err
+		}
+	}
+	var i *api.Instance
+	var m *imprint.Medium
 	content := io.NewSectionReader(d, part.Start, part.Size)
 	c, err := inspectOpened(content, part.Size, path)
 	if err == nil {
 		i, m, err = onRecord(ctx, client, ref, c, content, path, isPartition)
 	}
 	if err != nil {
-		fmt.Fprintf(p.err, "its removal will not be on record: %v\n", err)
+		if e := (*imprint.Error)(nil); errors.As(err, &e) && e.Operand == path {
+			err = e.Err
+		}
+		fmt.Fprintf(p.err, "its removal will not be on record: %v\n  hint: put it there: imprint media forget %s NUMBER --because TEXT\n", err, cmp.Or(ref, "NAME"))
 		return func(disk.Partition, error) {}, nil
 	}
 	return func(part disk.Partition, failed error) {
