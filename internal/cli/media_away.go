@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -176,6 +177,9 @@ func isInitrd(f io.ReaderAt) bool {
 	return false
 }
 
+// maxWhy is how long a reason may be, in bytes, for which the timeline has room.
+const maxWhy = 1000
+
 func (p *program) mediaForgetCommand() *cobra.Command {
 	var why string
 	c := &cobra.Command{
@@ -191,6 +195,9 @@ checked: what is said is put on the timeline, with who said it.`,
 			number, err := strconv.ParseUint(args[1], 10, 32)
 			if err != nil {
 				return usagef(c, "%q is not the number of a medium", args[1])
+			}
+			if why = strings.TrimSpace(why); why == "" || len(why) > maxWhy {
+				return usagef(c, "--because has %d bytes, from 1 to %d are possible", len(why), maxWhy)
 			}
 			client := p.client()
 			defer client.Close()
