@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"strings"
-	"unicode/utf16"
 
 	"imprint"
 )
@@ -20,16 +19,16 @@ type Contents struct {
 	Format string
 	// Table divides the medium; [NoTable] if the file system is all of it.
 	Table Table
-	// Partitions is how many the table has.
+	// Partitions is how many the table has; 0 without one.
 	Partitions int
 	// Start is where the file system or archive begins, in bytes.
 	Start int64
 	// Label is the label that guests find, and Second the one that is kept beside
 	// it: Joliet's on ISO 9660, the boot sector's on FAT.
 	Label, Second string
-	// Names says whose names the files have: "Rock Ridge", "Joliet", "FAT long
-	// names", "cpio", "OEM strings",
-	// "system information", "files", or "ISO 9660" where only its short ones are there.
+	// Names says whose names the files have: "Rock Ridge", "Joliet", "FAT long names",
+	// "cpio", "OEM strings", "system information", "files", or "ISO 9660" where only its
+	// short ones are there.
 	Names string
 	// Files are the contents by path.
 	Files map[string][]byte
@@ -55,10 +54,7 @@ func Inspect(r io.ReaderAt, size int64) (*Contents, error) {
 		return nil, err
 	}
 	for _, p := range parts {
-		if c, err := p.inspect(r, table); err != nil || c != nil {
-			if c != nil && table != NoTable {
-				c.Partitions = len(parts)
-			}
+		if c, err := p.inspect(r, table, len(parts)); err != nil || c != nil {
 			return c, err
 		}
 	}
@@ -74,28 +70,29 @@ func InspectLabelled(r io.ReaderAt, size int64, label string) (*Contents, error)
 		return nil, err
 	}
 	for _, p := range parts {
-		c, err := p.inspect(r, table)
+		c, err := p.inspect(r, table, len(parts))
 		if imprint.KindOf(err) == imprint.Unavailable {
 			return nil, err
 		}
 		if err == nil && c != nil && strings.EqualFold(c.Label, label) {
-			if table != NoTable {
-				c.Partitions = len(parts)
-			}
 			return c, nil
 		}
 	}
 	return nil, imprint.Errorf(imprint.NotFound, "inspect", "medium", "it has no file system called %s that can be read", label)
 }
 
-// inspect reads what is in a partition; nil if it is nothing that is known.
-func (p part) inspect(r io.ReaderAt, table Table) (*Contents, error) {
+// inspect reads what is in a partition, of which table has so many; nil if it is nothing
+// that is known.
+func (p part) inspect(r io.ReaderAt, table Table, count int) (*Contents, error) {
 	in := &reader{r: io.NewSectionReader(r, p.start, p.length), size: p.length, left: MaxContent, files: map[string][]byte{}}
 	for _, try := range []func() (*Contents, error){in.iso, in.fat, in.smbios, in.cpio} {
 		c, err := try()
 		if c != nil {
 			c.Table, c.Files = table, in.files
 			c.Start += p.start
+			if table != NoTable {
+				c.Partitions = count
+			}
 		}
 		if err != nil || c != nil {
 			return c, err
@@ -248,86 +245,4 @@ func (in *reader) gpt(header []byte, sector int64) ([]part, Table, error) {
 		parts = append(parts, part{int64(first) * sector, int64(last-first+1) * sector})
 	}
 	return parts, GPT, nil
-}
-
-// iso reads an ISO 9660 volume; nil if there is none.
-func (in *reader) iso() (*Contents, error) {
-	var primary, joliet []byte
-	for s := int64(isoSystemArea); s < isoSystemArea+32 && (s+1)*isoSector <= in.size; s++ {
-		d, err := in.bytes(s*isoSector, isoSector)
-		if err != nil {
-			return nil, err
-		}
-		if string(d[1:6]) != "CD001" || d[0] == 255 {
-			break
-		}
-		switch {
-		case d[0] == 1 && primary == nil:
-			primary = d
-		case d[0] == 2 && joliet == nil && d[88] == '%' && d[89] == '/' && strings.IndexByte("@CE", d[90]) >= 0:
-			joliet = d
-		}
-	}
-	if primary == nil {
-		return nil, nil
-	}
-	if n := binary.LittleEndian.Uint16(primary[128:]); n != isoSector {
-		return nil, damaged("its blocks have %d bytes; only %d are usual", n, isoSector)
-	}
-	c := &Contents{Format: "iso9660", Label: strings.TrimRight(string(primary[40:72]), " \x00"), Names: "ISO 9660"}
-	if joliet != nil {
-		c.Second = fromUCS2(joliet[40:72])
-	}
-	w := &isoWalk{in: in, visited: map[uint32]bool{}}
-	if rr, err := w.speaksRockRidge(primary[156:190]); err != nil {
-		return nil, err
-	} else if rr {
-		c.Names, w.rockRidge = "Rock Ridge", true
-		return c, w.directory("", primary[156:190], 0)
-	}
-	if joliet != nil {
-		c.Names, w.joliet = "Joliet", true
-		return c, w.directory("", joliet[156:190], 0)
-	}
-	return c, w.directory("", primary[156:190], 0)
-}
-
-// fromUCS2 decodes big endian UCS-2, without what pads a label.
-func fromUCS2(b []byte) string {
-	var units []uint16
-	for ; len(b) >= 2; b = b[2:] {
-		units = append(units, binary.BigEndian.Uint16(b))
-	}
-	return strings.TrimRight(string(utf16.Decode(units)), " \x00")
-}
-
-// maxArchives is at how many places something like an archive is looked into.
-const maxArchives = 256
-
-// cpio reads the cpio archive at the end of an initial RAM disk; nil if there is
-// none. What is before it, compressed or not, is not looked into.
-func (in *reader) cpio() (*Contents, error) {
-	if in.size > 1<<31 {
-		return nil, nil
-	}
-	tries := 0
-	for at := int64(0); at+cpioHeader <= in.size && tries < maxArchives; at += initrdAlign {
-		b, err := in.bytes(at, 6)
-		if err != nil {
-			return nil, err
-		}
-		if string(b) != "070701" {
-			continue
-		}
-		tries++
-		files, ok, err := in.archive(at)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			in.files = files
-			return &Contents{Format: "cpio", Start: at, Names: "cpio"}, nil
-		}
-	}
-	return nil, nil
 }

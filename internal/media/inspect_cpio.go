@@ -8,6 +8,37 @@ import (
 
 const cpioHeader = 110 // bytes: a magic number and 13 numbers in hexadecimal
 
+// maxArchives is at how many places something like an archive is looked into.
+const maxArchives = 256
+
+// cpio reads the cpio archive at the end of an initial RAM disk; nil if there is
+// none. What is before it, compressed or not, is not looked into.
+func (in *reader) cpio() (*Contents, error) {
+	if in.size > 1<<31 {
+		return nil, nil
+	}
+	tries := 0
+	for at := int64(0); at+cpioHeader <= in.size && tries < maxArchives; at += initrdAlign {
+		b, err := in.bytes(at, 6)
+		if err != nil {
+			return nil, err
+		}
+		if string(b) != "070701" {
+			continue
+		}
+		tries++
+		files, ok, err := in.archive(at)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			in.files = files
+			return &Contents{Format: "cpio", Start: at, Names: "cpio"}, nil
+		}
+	}
+	return nil, nil
+}
+
 // archive reads the archive at an offset. ok is false if that is no whole one, or
 // something other than zeros is behind it.
 func (in *reader) archive(at int64) (files map[string][]byte, ok bool, err error) {

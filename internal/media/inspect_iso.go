@@ -4,7 +4,59 @@ import (
 	"encoding/binary"
 	"slices"
 	"strings"
+	"unicode/utf16"
 )
+
+// iso reads an ISO 9660 volume; nil if there is none.
+func (in *reader) iso() (*Contents, error) {
+	var primary, joliet []byte
+	for s := int64(isoSystemArea); s < isoSystemArea+32 && (s+1)*isoSector <= in.size; s++ {
+		d, err := in.bytes(s*isoSector, isoSector)
+		if err != nil {
+			return nil, err
+		}
+		if string(d[1:6]) != "CD001" || d[0] == 255 {
+			break
+		}
+		switch {
+		case d[0] == 1 && primary == nil:
+			primary = d
+		case d[0] == 2 && joliet == nil && d[88] == '%' && d[89] == '/' && strings.IndexByte("@CE", d[90]) >= 0:
+			joliet = d
+		}
+	}
+	if primary == nil {
+		return nil, nil
+	}
+	if n := binary.LittleEndian.Uint16(primary[128:]); n != isoSector {
+		return nil, damaged("its blocks have %d bytes; only %d are usual", n, isoSector)
+	}
+	c := &Contents{Format: "iso9660", Label: strings.TrimRight(string(primary[40:72]), " \x00"), Names: "ISO 9660"}
+	if joliet != nil {
+		c.Second = fromUCS2(joliet[40:72])
+	}
+	w := &isoWalk{in: in, visited: map[uint32]bool{}}
+	if rr, err := w.speaksRockRidge(primary[156:190]); err != nil {
+		return nil, err
+	} else if rr {
+		c.Names, w.rockRidge = "Rock Ridge", true
+		return c, w.directory("", primary[156:190], 0)
+	}
+	if joliet != nil {
+		c.Names, w.joliet = "Joliet", true
+		return c, w.directory("", joliet[156:190], 0)
+	}
+	return c, w.directory("", primary[156:190], 0)
+}
+
+// fromUCS2 decodes big endian UCS-2, without what pads a label.
+func fromUCS2(b []byte) string {
+	var units []uint16
+	for ; len(b) >= 2; b = b[2:] {
+		units = append(units, binary.BigEndian.Uint16(b))
+	}
+	return strings.TrimRight(string(utf16.Decode(units)), " \x00")
+}
 
 // isoWalk goes through the directories below one descriptor.
 type isoWalk struct {
