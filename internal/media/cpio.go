@@ -58,9 +58,7 @@ func Initrd(w io.Writer, v *Volume) error {
 	walk("", root)
 	put(cpioTrailer, 0, 1, nil)
 	align(&b, initrdAlign)
-	m := image{size: int64(b.Len())}
-	m.put(0, b.Bytes())
-	return m.writeTo(w)
+	return writeBytes(w, b.Bytes())
 }
 
 const cpioTrailer = "TRAILER!!!"

@@ -43,6 +43,13 @@ func (m *image) writeTo(w io.Writer) error {
 	return nil
 }
 
+// writeBytes writes a medium that is all in b.
+func writeBytes(w io.Writer, b []byte) error {
+	m := image{size: int64(len(b))}
+	m.put(0, b)
+	return m.writeTo(w)
+}
+
 func (m *image) write(w io.Writer) error {
 	slices.SortFunc(m.pieces, func(a, b piece) int { return cmp.Compare(a.at, b.at) })
 	if f, ok := w.(sparse); ok {

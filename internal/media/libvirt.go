@@ -4,7 +4,6 @@ import (
 	"encoding/xml"
 	"io"
 
-	"imprint"
 	"imprint/internal/dialect"
 )
 
@@ -61,8 +60,5 @@ func LibvirtSystem(w io.Writer, v *Volume) error {
 
 func writeDomain(w io.Writer, info sysinfo) error {
 	info.Type = "smbios"
-	if _, err := w.Write(xmlOf(domain{SMBIOS: &smbiosMode{"sysinfo"}, Info: info})); err != nil {
-		return imprint.Errorf(imprint.Unavailable, "write", "medium", "%w", err)
-	}
-	return nil
+	return writeBytes(w, xmlOf(domain{SMBIOS: &smbiosMode{"sysinfo"}, Info: info}))
 }

@@ -63,8 +63,7 @@ func SMBIOS(w io.Writer, v *Volume) error {
 	if len(b) > oemSize {
 		return tooLarge("SMBIOS strings", int64(len(b)), oemSize)
 	}
-	m := image{size: int64(len(b)), pieces: []piece{{0, b}}}
-	return m.writeTo(w)
+	return writeBytes(w, b)
 }
 
 // oemStringsOf returns v's files as strings.

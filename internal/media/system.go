@@ -36,8 +36,7 @@ func System(w io.Writer, v *Volume) error {
 	if err != nil {
 		return err
 	}
-	m := image{size: int64(len(b)), pieces: []piece{{0, b}}}
-	return m.writeTo(w)
+	return writeBytes(w, b)
 }
 
 func systemOf(v *Volume) ([]byte, error) {
