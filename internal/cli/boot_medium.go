@@ -226,7 +226,7 @@ func (b *bootMedium) end(ctx context.Context) error {
 // was done, in words; it is no error if that was done before.
 func (b *bootMedium) blank(ctx context.Context) (gone string, err error) {
 	gone = "file blanked, verified and removed"
-	if b.carrier.Files != nil {
+	if b.carrier.Kind == media.Directory {
 		gone = "files blanked, verified and removed"
 	}
 	if b.blanked {
@@ -238,7 +238,7 @@ func (b *bootMedium) blank(ctx context.Context) (gone string, err error) {
 		}
 		return blankFile(ctx, path)
 	})
-	if err == nil && b.carrier.Files != nil {
+	if err == nil && b.carrier.Kind == media.Directory {
 		err = os.RemoveAll(b.path)
 	}
 	b.blanked = err == nil

@@ -93,7 +93,7 @@ away again.`,
 
 func carrierNames() (names []string) {
 	for _, m := range media.Carriers() {
-		if !m.Added() {
+		if m.Kind != media.Added {
 			names = append(names, m.Name)
 		}
 	}
@@ -112,7 +112,7 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 	if err != nil {
 		return err
 	}
-	if carrier.Added() {
+	if carrier.Kind == media.Added {
 		return imprint.Errorf(imprint.Invalid, "write", o.out, "a %s is no file of its own", carrier.Name).WithHint("name the disk that gets one: --partition DISK")
 	}
 	if err := carrier.CheckSize(o.bytes()); err != nil {

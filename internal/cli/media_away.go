@@ -141,20 +141,8 @@ type carrierTest func(name string, c *media.Contents) bool
 
 // isWhole is for what is a medium of its own.
 func isWhole(name string, c *media.Contents) bool {
-	switch name {
-	case "iso":
-		return c.Format == "iso9660" && c.Table == media.NoTable
-	case "floppy":
-		return c.Format == "fat12" && c.Table == media.NoTable
-	case "fat", "fat-mbr", "fat-gpt":
-		table := map[string]media.Table{"fat": media.NoTable, "fat-mbr": media.MBR, "fat-gpt": media.GPT}[name]
-		return (c.Format == "fat16" || c.Format == "fat32") && c.Table == table
-	case "initrd":
-		return c.Format == "cpio"
-	case "smbios", "smbios-system":
-		return c.Format == "smbios"
-	}
-	return false
+	carrier, err := media.CarrierOf(name)
+	return err == nil && carrier.Kind == media.OneFile && carrier.Is(c)
 }
 
 // isPartition is for what is in a partition beside others, of which c is all.

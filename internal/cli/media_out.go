@@ -32,10 +32,10 @@ func (p *program) mediumOut(c media.Carrier, path string) (*mediumOut, error) {
 	out := &mediumOut{carrier: c, path: path}
 	var err error
 	switch {
-	case c.Files != nil && path == "-":
+	case c.Kind == media.Directory && path == "-":
 		return nil, imprint.Errorf(imprint.Invalid, "write", "carrier "+c.Name, "it is a directory, which standard output does not take").
 			WithHint("name a directory that does not exist yet")
-	case c.Files != nil:
+	case c.Kind == media.Directory:
 		if out.abs, err = filepath.Abs(path); err == nil {
 			out.dir, err = durable.CreateDir(path)
 		}

@@ -13,6 +13,8 @@ import (
 type Carrier struct {
 	Name    string
 	Summary string
+	// Kind is what has to be done to have one.
+	Kind Kind
 	// Capacity is how many bytes of files it holds at most; what names and
 	// directories take comes off it.
 	Capacity int64
@@ -20,13 +22,27 @@ type Carrier struct {
 	// in the guest those who may open the device.
 	Readers imprint.Readers
 	// Form is how the guest gets at the files.
-	Form  dialect.Form
-	write func(w io.Writer, v *Volume, size int64) error
-	// Files returns the files of a carrier that is a directory, as [FWCfg] does; nil
-	// for those that are one file.
-	Files func(v *Volume, dir string) (map[string][]byte, error)
-	sized bool // a disk, whose size may be chosen
+	Form dialect.Form
+
+	// One of these makes it; none does where Kind is [Added].
+	whole func(io.Writer, *Volume) error
+	sized func(w io.Writer, v *Volume, size int64) error
+	files func(v *Volume, dir string) (map[string][]byte, error)
+	// formats and table are what [Inspect] finds on it, by which it is known again. What
+	// is no file system may be below any table, which is "" then.
+	formats []string
+	table   Table
 }
+
+// Kind says how a carrier comes to be.
+type Kind string
+
+// The kinds.
+const (
+	OneFile   Kind = "file"      // written by [Carrier.Write]
+	Directory Kind = "directory" // of the files that [Carrier.Files] returns
+	Added     Kind = "added"     // to a disk that is there, by [Partition]
+)
 
 // Carriers returns all kinds of media.
 func Carriers() []Carrier {
@@ -36,24 +52,69 @@ func Carriers() []Carrier {
 	disk := func(table Table) func(io.Writer, *Volume, int64) error {
 		return func(w io.Writer, v *Volume, size int64) error { return FAT(w, v, table, size) }
 	}
-	fixed := func(write func(io.Writer, *Volume) error) func(io.Writer, *Volume, int64) error {
-		return func(w io.Writer, v *Volume, _ int64) error { return write(w, v) }
+	fat := []string{"fat16", "fat32"}
+	list := []Carrier{
+		{
+			Name: "iso", Summary: "CD image: ISO 9660 with Joliet and Rock Ridge",
+			Capacity: MaxContent, Form: dialect.Volume,
+			whole: ISO, formats: []string{"iso9660"}, table: NoTable,
+		}, {
+			Name: "floppy", Summary: "floppy disk of 1.44 MB: FAT12",
+			Capacity: FloppySize - 33*fatSector, Form: dialect.Volume,
+			whole: Floppy, formats: []string{"fat12"}, table: NoTable,
+		}, {
+			Name: "fat", Summary: "disk without partitions: FAT16, or FAT32 from 64 MiB on; Windows does not mount it",
+			Capacity: MaxContent, Form: dialect.Volume,
+			sized: disk(NoTable), formats: fat, table: NoTable,
+		}, {
+			Name: "fat-mbr", Summary: "disk with one FAT partition in a master boot record",
+			Capacity: MaxContent, Form: dialect.Volume,
+			sized: disk(MBR), formats: fat, table: MBR,
+		}, {
+			Name: "fat-gpt", Summary: "disk with one FAT partition in a GUID partition table",
+			Capacity: MaxContent, Form: dialect.Volume,
+			sized: disk(GPT), formats: fat, table: GPT,
+		}, {
+			Name: "initrd", Summary: "cpio archive to append to an initial RAM disk",
+			Capacity: MaxContent, Form: dialect.Initrd,
+			whole: Initrd, formats: []string{"cpio"},
+		}, {
+			Name: "smbios", Summary: "SMBIOS structure of OEM strings, for QEMU's -smbios file=",
+			Capacity: oemSize, Form: dialect.Firmware,
+			whole: SMBIOS, formats: []string{"smbios"},
+		}, {
+			Name: "smbios-system", Summary: "SMBIOS structure of the system's UUID and serial number, for QEMU's -smbios file=",
+			Capacity: systemSize, Form: dialect.System,
+			whole: System, formats: []string{"smbios"},
+		}, {
+			Name: "fw-cfg", Summary: "directory of files for QEMU's fw_cfg, with what attaches them to QEMU and libvirt",
+			Kind: Directory, Capacity: maxCredentials, Form: dialect.FWCfg,
+			files: FWCfg,
+		}, {
+			Name: "esp", Summary: "directory to copy into an EFI system partition: credentials that systemd-stub hands over",
+			Kind: Directory, Capacity: maxCredentials, Form: dialect.Stub,
+			files: Stub,
+		}, {
+			Name: "libvirt-smbios", Summary: "part of a domain of libvirt's: OEM strings, which are on QEMU's command line",
+			Capacity: oemSize, Form: dialect.Firmware, Readers: imprint.HostProcesses,
+			whole: LibvirtOEM,
+		}, {
+			Name: "libvirt-system", Summary: "part of a domain of libvirt's: the system's serial number",
+			Capacity: systemSize, Form: dialect.System, Readers: imprint.HostProcesses,
+			whole: LibvirtSystem,
+		}, {
+			Name: "partition", Summary: "FAT partition added to a disk that has others, with --partition",
+			Kind: Added, Capacity: MaxContent, Form: dialect.Volume,
+			formats: fat, table: NoTable, // it is inspected by itself
+		},
 	}
-	return []Carrier{
-		{"iso", "CD image: ISO 9660 with Joliet and Rock Ridge", MaxContent, readers, dialect.Volume, fixed(ISO), nil, false},
-		{"floppy", "floppy disk of 1.44 MB: FAT12", FloppySize - 33*fatSector, readers, dialect.Volume, fixed(Floppy), nil, false},
-		{"fat", "disk without partitions: FAT16, or FAT32 from 64 MiB on; Windows does not mount it", MaxContent, readers, dialect.Volume, disk(NoTable), nil, true},
-		{"fat-mbr", "disk with one FAT partition in a master boot record", MaxContent, readers, dialect.Volume, disk(MBR), nil, true},
-		{"fat-gpt", "disk with one FAT partition in a GUID partition table", MaxContent, readers, dialect.Volume, disk(GPT), nil, true},
-		{"initrd", "cpio archive to append to an initial RAM disk", MaxContent, readers, dialect.Initrd, fixed(Initrd), nil, false},
-		{"smbios", "SMBIOS structure of OEM strings, for QEMU's -smbios file=", oemSize, readers, dialect.Firmware, fixed(SMBIOS), nil, false},
-		{"smbios-system", "SMBIOS structure of the system's UUID and serial number, for QEMU's -smbios file=", systemSize, readers, dialect.System, fixed(System), nil, false},
-		{"fw-cfg", "directory of files for QEMU's fw_cfg, with what attaches them to QEMU and libvirt", fwCfgSize, readers, dialect.FWCfg, nil, FWCfg, false},
-		{"esp", "directory to copy into an EFI system partition: credentials that systemd-stub hands over", stubSize, readers, dialect.Stub, nil, Stub, false},
-		{"libvirt-smbios", "part of a domain of libvirt's: OEM strings, which are on QEMU's command line", oemSize, readers | imprint.HostProcesses, dialect.Firmware, fixed(LibvirtOEM), nil, false},
-		{"libvirt-system", "part of a domain of libvirt's: the system's serial number", systemSize, readers | imprint.HostProcesses, dialect.System, fixed(LibvirtSystem), nil, false},
-		{"partition", "FAT partition added to a disk that has others, with --partition", MaxContent, readers, dialect.Volume, nil, nil, false},
+	for i := range list {
+		list[i].Readers |= readers
+		if list[i].Kind == "" {
+			list[i].Kind = OneFile
+		}
 	}
+	return list
 }
 
 // CarrierOf returns the carrier called name. It fails with kind [imprint.Invalid].
@@ -70,9 +131,23 @@ func CarrierOf(name string) (Carrier, error) {
 	return all[i], nil
 }
 
-// Added reports whether it is added to a disk that is there, by [Partition]. Others
-// are written whole.
-func (c Carrier) Added() bool { return c.write == nil && c.Files == nil }
+// Write writes v. size is that of a disk, as in [FAT], and 0 for the others. It fails
+// with kind [imprint.Invalid] unless c is [OneFile], and as its format does.
+func (c Carrier) Write(w io.Writer, v *Volume, size int64) error {
+	switch {
+	case c.Kind == Added:
+		return c.refuse("it is no file of its own, but is added to a disk")
+	case c.Kind == Directory:
+		return c.refuse("it is a directory and not one file")
+	}
+	if err := c.CheckSize(size); err != nil {
+		return err
+	}
+	if c.sized != nil {
+		return c.sized(w, v, size)
+	}
+	return c.whole(w, v)
+}
 
 // CheckSize fails with kind [imprint.Invalid] if no medium of the kind can have size
 // bytes. 0 is for the size that it takes.
@@ -80,23 +155,28 @@ func (c Carrier) CheckSize(size int64) error {
 	switch {
 	case size == 0:
 		return nil
-	case !c.sized:
-		return imprint.Errorf(imprint.Invalid, "write", "carrier "+c.Name, "it has no size to choose; disks have")
+	case c.sized == nil:
+		return c.refuse("it has no size to choose; disks have")
 	}
 	return checkSize("disk", size, MinDisk)
 }
 
-// Write writes v. size is that of a disk, as in [FAT], and 0 for the others. It fails
-// with kind [imprint.Invalid] for what is added and for what is a directory.
-func (c Carrier) Write(w io.Writer, v *Volume, size int64) error {
-	switch {
-	case c.Added():
-		return imprint.Errorf(imprint.Invalid, "write", "carrier "+c.Name, "it is no file of its own, but is added to a disk")
-	case c.write == nil:
-		return imprint.Errorf(imprint.Invalid, "write", "carrier "+c.Name, "it is a directory and not one file")
+// Files returns the files of the directory dir, an absolute path, by their paths
+// below it. It fails with kind [imprint.Invalid] unless c is a [Directory], and as its
+// format does.
+func (c Carrier) Files(v *Volume, dir string) (map[string][]byte, error) {
+	if c.Kind != Directory {
+		return nil, c.refuse("it is no directory")
 	}
-	if err := c.CheckSize(size); err != nil {
-		return err
-	}
-	return c.write(w, v, size)
+	return c.files(v, dir)
+}
+
+func (c Carrier) refuse(why string) error {
+	return imprint.Errorf(imprint.Invalid, "write", "carrier "+c.Name, "%s", why)
+}
+
+// Is reports whether what was found is as c is written. It never is where imprint
+// writes what others are to take apart: a directory, or a part of libvirt's XML.
+func (c Carrier) Is(found *Contents) bool {
+	return slices.Contains(c.formats, found.Format) && (c.table == "" || c.table == found.Table)
 }

@@ -14,8 +14,6 @@ const (
 	// fwCfgCount is how many files there may be: QEMU has 32 places and needs up to
 	// 16 of them itself; if they do not suffice it aborts.
 	fwCfgCount = 12
-	// fwCfgSize is how many bytes systemd takes of all credentials together.
-	fwCfgSize = 1 << 20
 	// configLine is how many bytes QEMU reads of a line of a configuration file.
 	configLine = 1000
 )
@@ -51,8 +49,8 @@ func FWCfg(v *Volume, dir string) (map[string][]byte, error) {
 		fmt.Fprintf(&conf, "[fw_cfg \"imprint%d\"]\n  name = \"opt/%s\"\n  file = \"%s\"\n", i, path, at)
 		info.Entries = append(info.Entries, sysinfoEntry{Name: "opt/" + path, File: at})
 	}
-	if size > fwCfgSize {
-		return nil, tooLarge("fw_cfg", size, fwCfgSize)
+	if size > maxCredentials {
+		return nil, tooLarge("fw_cfg", size, maxCredentials)
 	}
 	files[QEMUConfig], files[libvirtXML] = []byte(conf.String()), xmlOf(domain{Info: info})
 	return files, nil

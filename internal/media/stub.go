@@ -19,9 +19,11 @@ import (
 const (
 	stubDir    = "loader/credentials/"
 	stubSuffix = ".cred"
-	// stubSize is how many bytes systemd takes of all credentials together.
-	stubSize = 1 << 20
 )
+
+// maxCredentials is how many bytes systemd takes of all credentials together
+// (CREDENTIALS_TOTAL_SIZE_MAX of src/shared/creds-util.h).
+const maxCredentials = 1 << 20
 
 // nullKey is what a credential of systemd's begins with that is encrypted with the
 // key of nobody (CRED_AES256_GCM_BY_NULL of src/shared/creds-util.h).
@@ -52,8 +54,8 @@ func Stub(v *Volume, _ string) (map[string][]byte, error) {
 		size += int64(len(v.Files[name]))
 		files[stubDir+name+stubSuffix] = encrypted(name, v.Files[name], v.Time)
 	}
-	if size > stubSize {
-		return nil, tooLarge("credentials", size, stubSize)
+	if size > maxCredentials {
+		return nil, tooLarge("credentials", size, maxCredentials)
 	}
 	return files, nil
 }
