@@ -60,9 +60,12 @@ func (m *Medium) Encode() (imprint.Secret, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	records := map[string]string{
-		recordNumber: strconv.FormatUint(uint64(m.Number), 10), recordLabel: m.Label, recordTime: m.Time.UTC().Format(time.RFC3339),
-		recordOmitted: strings.Join(m.Omitted, "\n"), recordFiles: strconv.Itoa(len(m.Files)),
+		recordNumber:  strconv.FormatUint(uint64(m.Number), 10),
+		recordLabel:   m.Label,
+		recordTime:    m.Time.UTC().Format(time.RFC3339),
 		recordCheckIn: strings.Join(m.CheckIn, "\n"),
+		recordOmitted: strings.Join(m.Omitted, "\n"),
+		recordFiles:   strconv.Itoa(len(m.Files)),
 	}
 	if m.Token {
 		records[recordToken] = "true"
@@ -162,11 +165,11 @@ func (m *Medium) FileBytes() map[string][]byte {
 	return files
 }
 
-// Medium returns what a medium of the instance holds, and puts it on record. If the dialect has a payload
-// a fresh one-time token is in it, which replaces an earlier one. Kinds: Invalid if
-// there is no such dialect or carrier, or they do not fit; Conflict once a key
-// has claimed, where a token is needed; NotFound and Denied for a parameter that is
-// to be the password, if it is not there or not public.
+// Medium returns what a medium of the instance holds, and puts it on record. If the
+// dialect has a payload a fresh one-time token is in it, which replaces an earlier one.
+// Kinds: Invalid if there is no such dialect or carrier, or they do not fit; Conflict
+// once a key has claimed, where a token is needed; NotFound and Denied for a parameter
+// that is to be the password, if it is not there or not public.
 func (c *Client) Medium(ctx context.Context, ref string, what MediumRequest) (*Medium, error) {
 	var buf bytes.Buffer
 	if err := c.document(ctx, http.MethodPost, at(ref)+"/medium", what, &buf, "application/octet-stream"); err != nil {
@@ -179,8 +182,9 @@ func (c *Client) Medium(ctx context.Context, ref string, what MediumRequest) (*M
 	return m, nil
 }
 
-// SettleMedium reports what became of the medium of that number. It may be
-// repeated, also with another outcome. Kind: NotFound if the record has no such medium.
+// SettleMedium reports what became of the medium of that number. It may be repeated,
+// also with another outcome. Kinds: NotFound if the record has no such medium; Invalid
+// for what cannot become of one.
 func (c *Client) SettleMedium(ctx context.Context, ref string, number uint32, outcome MediumOutcome) error {
 	return c.document(ctx, http.MethodPut, at(ref)+"/media/"+strconv.FormatUint(uint64(number), 10), outcome, nil, "")
 }
