@@ -12,7 +12,8 @@ import (
 
 // credentialsDrive renders system credentials (systemd.system-credentials(7)) for the
 // firmware, for systemd-stub, or as files where systemd takes them over from an
-// initial RAM disk, which it does from version 254 on. What one version does not know it leaves alone:
+// initial RAM disk, which it does from version 254 on. What one version does not know
+// it leaves alone:
 //
 //	252  sysctl.extra, which sets the name whatever the image calls itself; root's SSH
 //	     keys; tmpfiles.extra, which makes a file of the payload that came by an initial RAM disk

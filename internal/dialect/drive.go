@@ -41,7 +41,7 @@ type Drive struct {
 	// two cases, this one.
 	Label string
 	// Readers are who in the guest can read what its software took from the medium,
-	// besides those who can read the medium itself.
+	// besides those who can read the medium itself; 0 is nobody.
 	Readers imprint.Readers
 	// Payload says that the bootstrap document is on it, with a one-time token where
 	// the readers allow one.
@@ -72,16 +72,37 @@ func Drives() []Drive {
 	// cloud-init and cloudbase-init show what they read to all users of the guest.
 	const all = imprint.GuestProcesses
 	return []Drive{
-		{"openstack", "config drive of Nova's, for cloud-init, cloudbase-init and others", "config-2", all, false, false, []Form{Volume}, configDrive},
-		{"nocloud", "for cloud-init's NoCloud", "cidata", all, false, false, []Form{Volume}, noCloudDrive},
-		{"nocloud-net", "the line that sends cloud-init's NoCloud to the host's metadata", "", all, false, false, []Form{System}, noCloudSeed},
-		{"ec2", "the part of a config drive that is in EC2's terms", "config-2", all, false, false, []Form{Volume}, ec2Drive},
-		{"ganeti", "the parameters of a Ganeti operating system", "ganeti", all, false, false, []Form{Volume}, ganetiDrive},
-		{"unattend", "answer file for Windows Setup and sysprep", "unattend", all, false, true, []Form{Volume}, unattendDrive},
-		{"sysprep", "answer file for Mini-Setup of Windows XP and Server 2003", "sysprep", all, false, true, []Form{Volume}, sysprepDrive},
-		{"altcloud", "user data for cloud-init's AltCloud, on a floppy or a CD", "CDROM", all, false, false, []Form{Volume}, altCloudDrive},
-		{"credentials", "systemd credentials, and the payload for imprint-agent", "", 0, true, false, []Form{Initrd, Firmware, FWCfg, Stub}, credentialsDrive},
-		{"native", "the payload for imprint-agent", "IMPRINT", 0, true, false, []Form{Volume, Initrd, Firmware, FWCfg}, nativeDrive},
+		{
+			Name: "openstack", Summary: "config drive of Nova's, for cloud-init, cloudbase-init and others",
+			Label: "config-2", Readers: all, Forms: []Form{Volume}, render: configDrive,
+		}, {
+			Name: "nocloud", Summary: "for cloud-init's NoCloud",
+			Label: "cidata", Readers: all, Forms: []Form{Volume}, render: noCloudDrive,
+		}, {
+			Name: "nocloud-net", Summary: "the line that sends cloud-init's NoCloud to the host's metadata",
+			Readers: all, Forms: []Form{System}, render: noCloudSeed,
+		}, {
+			Name: "ec2", Summary: "the part of a config drive that is in EC2's terms",
+			Label: "config-2", Readers: all, Forms: []Form{Volume}, render: ec2Drive,
+		}, {
+			Name: "ganeti", Summary: "the parameters of a Ganeti operating system",
+			Label: "ganeti", Readers: all, Forms: []Form{Volume}, render: ganetiDrive,
+		}, {
+			Name: "unattend", Summary: "answer file for Windows Setup and sysprep",
+			Label: "unattend", Readers: all, Password: true, Forms: []Form{Volume}, render: unattendDrive,
+		}, {
+			Name: "sysprep", Summary: "answer file for Mini-Setup of Windows XP and Server 2003",
+			Label: "sysprep", Readers: all, Password: true, Forms: []Form{Volume}, render: sysprepDrive,
+		}, {
+			Name: "altcloud", Summary: "user data for cloud-init's AltCloud, on a floppy or a CD",
+			Label: "CDROM", Readers: all, Forms: []Form{Volume}, render: altCloudDrive,
+		}, {
+			Name: "credentials", Summary: "systemd credentials, and the payload for imprint-agent",
+			Payload: true, Forms: []Form{Initrd, Firmware, FWCfg, Stub}, render: credentialsDrive,
+		}, {
+			Name: "native", Summary: "the payload for imprint-agent",
+			Label: "IMPRINT", Payload: true, Forms: []Form{Volume, Initrd, Firmware, FWCfg}, render: nativeDrive,
+		},
 	}
 }
 
