@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,7 +29,7 @@ const gone = "file blanked, verified and removed"
 func TestMediaAreTakenAway(t *testing.T) {
 	needQEMU(t)
 	img := awayImage(t, false)
-	s := newGatewayServer(t)
+	s := newCheckIn(t, gateway)
 	for _, c := range []struct {
 		carrier, medium string
 		flags           []string
@@ -113,7 +112,7 @@ func TestMediaAreTakenAway(t *testing.T) {
 // to be seen, with the reason and the remedy.
 func TestMediumThatIsInUseStaysVisible(t *testing.T) {
 	needQEMU(t)
-	s := newGatewayServer(t)
+	s := newCheckIn(t, gateway)
 	s.create("name: web-1\ndnsNames: [web-1.lab.internal]\nchannels: [est]\n")
 	r := s.boot(t, "web-1", awayImage(t, false), "iso", "sr0")
 	r.says("guest: up")
@@ -160,23 +159,6 @@ func awayImage(t *testing.T, generic bool, modules ...string) guest.Image {
 		t.Fatal(err)
 	}
 	return img
-}
-
-// newGatewayServer starts a server whose payloads lead machines on QEMU's own
-// network to it.
-func newGatewayServer(t *testing.T) *server {
-	t.Helper()
-	address := freeAddress(t)
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := filepath.Join(t.TempDir(), "server.yaml")
-	content := fmt.Sprintf("checkIn: {listen: %q, urls: [\"https://10.0.2.2:%s\"]}\n", address, port)
-	if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return newServer(t, "--config", config)
 }
 
 // bootRun is an "imprint boot" in the background.

@@ -12,10 +12,13 @@ import (
 	"imprint/internal/platform/qemu"
 )
 
+// operatorKey is the SSH key of whoever operates the machines.
+const operatorKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs operator@lab.internal"
+
 const stockManifest = `
 name: stock-1
 dnsNames: [stock-1.lab.internal]
-sshKeys: ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs operator@lab.internal"]
+sshKeys: ["` + operatorKey + `"]
 network:
   ethernets:
     eth0:
@@ -71,7 +74,7 @@ func TestStockCloudInit(t *testing.T) {
 	console := v.poweredOff()
 	expectConsole(t, console,
 		"guest: hostname stock-1",
-		"guest: key ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs operator@lab.internal",
+		"guest: key "+operatorKey,
 		"guest: address 10.0.2.15/24",
 		"guest: user data ran")
 	if strings.Contains(console, "guest: the private value is in a file") || strings.Contains(console, private) {

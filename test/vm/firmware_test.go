@@ -102,7 +102,6 @@ func TestStockSystemdCredentials(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newServer(t, "--check-in", freeAddress(t))
-	const key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs operator@lab.internal"
 	credentials := func(name, fields, carrier string) (imprint.InstanceID, string) {
 		id, out := s.create(fmt.Sprintf("name: %s\ndnsNames: [%[1]s.lab.internal]\n%s", name, fields)), filepath.Join(t.TempDir(), name)
 		s.imprint(nil, "media", name, "--dialect", "credentials", "--carrier", carrier, "--out", out)
@@ -110,13 +109,13 @@ func TestStockSystemdCredentials(t *testing.T) {
 	}
 	// Of what is in both, systemd takes what is in fw_cfg: the name. Only the other has keys.
 	id, fwCfg := credentials("named-1", "", "fw-cfg")
-	_, smbios := credentials("keys-1", fmt.Sprintf("sshKeys: [%q]\n", key), "smbios")
+	_, smbios := credentials("keys-1", fmt.Sprintf("sshKeys: [%q]\n", operatorKey), "smbios")
 	console := boot(t, qemu.Machine{
 		CPUs: 2, MemoryMiB: 768, Kernel: initrd.Kernel, Initrd: initrd.Initrd, Instance: id,
 		Append: quietDisk + ` cloud-init=disabled systemd.run="/bin/sh /dev/vdb"`,
 		Disks:  []qemu.Disk{{Path: disk}, {Path: look}}, ReadConfig: filepath.Join(fwCfg, "qemu.conf"), OEMStrings: smbios,
 	}, stockLimit).poweredOff()
-	expectConsole(t, console, "guest: name named-1.lab.internal\n", "guest: key "+key+"\n",
+	expectConsole(t, console, "guest: name named-1.lab.internal\n", "guest: key "+operatorKey+"\n",
 		"guest: -r-------- root system.hostname\n", "guest: nothing of imprint's on the disk\n")
 	if strings.Contains(console, "nobody MAY") {
 		t.Error("an unprivileged process reads a credential")

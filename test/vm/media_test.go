@@ -79,7 +79,6 @@ func TestStockCloudInitFromMedia(t *testing.T) {
 	}
 	disk := debianImage(t, kernel)
 	initrd := switchRoot(t)
-	const key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs operator@lab.internal"
 	for _, c := range []struct {
 		dialect, carrier, source string
 	}{
@@ -99,7 +98,7 @@ func TestStockCloudInitFromMedia(t *testing.T) {
 				Append: quietDisk, Instance: id,
 				Disks: []qemu.Disk{{Path: disk}, {Path: medium}}, NICs: []qemu.NIC{{MAC: "52:54:00:12:34:56"}},
 			}
-			want := []string{"guest: hostname stock-1", "guest: key " + key, "guest: address 10.0.2.15/24", c.source, "guest: user data ran"}
+			want := []string{"guest: hostname stock-1", "guest: key " + operatorKey, "guest: address 10.0.2.15/24", c.source, "guest: user data ran"}
 			s.kill()
 			console := boot(t, m, stockLimit).poweredOff()
 			expectConsole(t, console, want...)

@@ -27,7 +27,7 @@ const nicManifest = `
 name: NAME
 dnsNames: [NAME.lab.internal]
 channels: [nic]
-sshKeys: ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs operator@lab.internal"]
+sshKeys: ["` + operatorKey + `"]
 params:
   private: {db-password: {env: DB_PASSWORD}}
 vendorData: |

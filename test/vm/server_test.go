@@ -56,8 +56,15 @@ func newServer(t *testing.T, args ...string) *server {
 	return s
 }
 
-// newCheckIn starts a server whose payloads lead machines on this host to it.
-func newCheckIn(t *testing.T) *server {
+// thisHost and gateway are where a server of a test is: for what runs on this host, and
+// for machines on QEMU's own network.
+const (
+	thisHost = "localhost"
+	gateway  = "10.0.2.2"
+)
+
+// newCheckIn starts a server whose payloads lead machines to it at host.
+func newCheckIn(t *testing.T, host string) *server {
 	t.Helper()
 	address := freeAddress(t)
 	_, port, err := net.SplitHostPort(address)
@@ -65,7 +72,7 @@ func newCheckIn(t *testing.T) *server {
 		t.Fatal(err)
 	}
 	config := filepath.Join(t.TempDir(), "server.yaml")
-	content := fmt.Sprintf("checkIn: {listen: %q, urls: [\"https://localhost:%s\"]}\n", address, port)
+	content := fmt.Sprintf("checkIn: {listen: %q, urls: [\"https://%s:%s\"]}\n", address, host, port)
 	if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}

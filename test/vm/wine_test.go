@@ -93,7 +93,7 @@ func (w *wine) enrolsOverCOM2(t *testing.T) {
 
 // findsAVolume: a drive with the right label has the payload.
 func (w *wine) findsAVolume(t *testing.T) {
-	s := newCheckIn(t)
+	s := newCheckIn(t, thisHost)
 	s.create("name: win-2\ndnsNames: [win-2.lab.internal]\n")
 	drive := t.TempDir()
 	s.imprint(nil, "payload", "win-2", "--out", filepath.Join(drive, "payload.json"))
