@@ -11,10 +11,10 @@ import (
 // Where the firmware that the platform made has a payload, by names below
 // imprint's own domain.
 const (
-	// FirmwareFile is the name of a file of QEMU's fw_cfg (docs/specs/fw_cfg.txt).
-	FirmwareFile = "opt/org.imprint/payload"
-	// FirmwareString is what an SMBIOS OEM string begins with; the payload follows in base64.
-	FirmwareString = "org.imprint:payload="
+	// firmwareFile is the name of a file of QEMU's fw_cfg (docs/specs/fw_cfg.txt).
+	firmwareFile = "opt/org.imprint/payload"
+	// firmwareString is what an SMBIOS OEM string begins with; the payload follows in base64.
+	firmwareString = "org.imprint:payload="
 )
 
 // maxSMBIOS is how large a table of SMBIOS structures is that is looked through,
@@ -30,10 +30,10 @@ func firmwareSources(l Layout) []source { return []source{fwCfgSource{l}, smbios
 // it, which udev and systemd load.
 type fwCfgSource struct{ layout Layout }
 
-func (s fwCfgSource) String() string { return "fw_cfg " + FirmwareFile }
+func (s fwCfgSource) String() string { return "fw_cfg " + firmwareFile }
 
 func (s fwCfgSource) Try(context.Context) (*finding, error) {
-	b, err := readFile(s.layout.at("sys", "firmware", "qemu_fw_cfg", "by_name", FirmwareFile, "raw"), imprint.MaxPayload)
+	b, err := readFile(s.layout.at("sys", "firmware", "qemu_fw_cfg", "by_name", firmwareFile, "raw"), imprint.MaxPayload)
 	if imprint.KindOf(err) == imprint.NotFound {
 		return nil, imprint.Errorf(imprint.NotFound, "read", s.String(), "the machine has none")
 	}
@@ -48,14 +48,14 @@ func (s fwCfgSource) Try(context.Context) (*finding, error) {
 // dmi-sysfs.
 type smbiosSource struct{ layout Layout }
 
-func (s smbiosSource) String() string { return "SMBIOS string " + FirmwareString }
+func (s smbiosSource) String() string { return "SMBIOS string " + firmwareString }
 
 func (s smbiosSource) Try(context.Context) (*finding, error) {
 	table, err := readFile(s.layout.at("sys", "firmware", "dmi", "tables", "DMI"), maxSMBIOS)
 	if err != nil && imprint.KindOf(err) != imprint.NotFound {
 		return nil, err
 	}
-	text := oemString(table, FirmwareString)
+	text := oemString(table, firmwareString)
 	if text == nil {
 		return nil, imprint.Errorf(imprint.NotFound, "read", s.String(), "the machine has none")
 	}

@@ -47,8 +47,8 @@ func TestPayloadInFWCfg(t *testing.T) {
 func TestPayloadInAnOEMString(t *testing.T) {
 	t.Parallel()
 	payload := strings.Repeat("p", imprint.MaxPayload)
-	text := FirmwareString + base64.StdEncoding.EncodeToString([]byte(payload))
-	system := structure(1, 27, "QEMU", FirmwareString+"bm90IGhlcmU=")
+	text := firmwareString + base64.StdEncoding.EncodeToString([]byte(payload))
+	system := structure(1, 27, "QEMU", firmwareString+"bm90IGhlcmU=")
 	for name, c := range map[string]struct {
 		table string
 		want  string
@@ -62,8 +62,8 @@ func TestPayloadInAnOEMString(t *testing.T) {
 		"inside another string":   {structure(11, 5, "x"+text), "", imprint.NotFound},
 		"cut off":                 {structure(11, 5, text)[:900], "", imprint.NotFound},
 		"header too short":        {structure(0, 24, "a") + "\x0b\x03\x00\x00" + text + "\x00\x00", "", imprint.NotFound},
-		"no base64":               {structure(11, 5, FirmwareString+"*"), "", imprint.Invalid},
-		"more than a payload":     {structure(11, 5, FirmwareString+base64.StdEncoding.EncodeToString(make([]byte, imprint.MaxPayload+1))), "", imprint.Invalid},
+		"no base64":               {structure(11, 5, firmwareString+"*"), "", imprint.Invalid},
+		"more than a payload":     {structure(11, 5, firmwareString+base64.StdEncoding.EncodeToString(make([]byte, imprint.MaxPayload+1))), "", imprint.Invalid},
 		"more than a table":       {strings.Repeat(structure(17, 40), maxSMBIOS/42+1), "", imprint.Invalid},
 	} {
 		m := newMachine(t, nil)
