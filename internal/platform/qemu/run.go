@@ -85,17 +85,16 @@ func (m *Machine) Start(ctx context.Context, run Run) (*Process, error) {
 // among them: QEMU waits for those.
 func (m *Machine) files() []string {
 	files := []string{m.Kernel}
-	if m.Initrd != "" {
-		files = append(files, m.Initrd)
+	for _, name := range []string{m.Initrd, m.System, m.OEMStrings, m.ReadConfig} {
+		if name != "" {
+			files = append(files, name)
+		}
 	}
 	for _, d := range m.Disks {
 		files = append(files, d.Path)
 	}
 	if m.Medium != nil {
 		files = append(files, m.Medium.Path)
-	}
-	if m.OEMStrings != "" {
-		files = append(files, m.OEMStrings)
 	}
 	return files
 }
