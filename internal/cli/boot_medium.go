@@ -147,11 +147,6 @@ func (b *bootMedium) follow(ctx context.Context, machine *qemu.Process) {
 	}
 }
 
-// over reports whether a medium of a generation has nothing to do any more.
-func over(i *api.Instance, gen imprint.Generation) bool {
-	return i.Generation != gen || i.Enrolment.State.Enrolled() || !i.Enrolment.State.Open()
-}
-
 // takeAway takes the medium out of the machine, which runs, and blanks its file.
 // What fails because the run is ending is left to the end.
 func (b *bootMedium) takeAway(running context.Context, machine *qemu.Process) {

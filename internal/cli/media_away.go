@@ -83,6 +83,11 @@ func (p *program) mediaBlank(ctx context.Context, path, ref string, remove bool)
 	return nil
 }
 
+// over reports whether a medium of a generation has nothing to do any more.
+func over(i *api.Instance, gen imprint.Generation) bool {
+	return i.Generation != gen || i.Enrolment.State.Enrolled() || !i.Enrolment.State.Open()
+}
+
 // onRecord returns whose medium f is, whose content is c, and which. ref is "" if what
 // is on it is to tell. is tells whether it is as imprint writes a carrier.
 func onRecord(ctx context.Context, client *api.Client, ref string, c *media.Contents, f io.ReaderAt, path string, is carrierTest) (*api.Instance, *imprint.Medium, error) {
