@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -42,7 +41,7 @@ func (p *program) addPartition(ctx context.Context, ref string, o *mediaOptions)
 	if err := place.Check(); err != nil {
 		return err
 	}
-	part := disk.Partition{Name: drive.Label, Size: place.Size, ID: newGUID(), Type: place.Type()}
+	part := disk.Partition{Name: drive.Label, Size: place.Size, ID: disk.NewID(), Type: place.Type()}
 	slot, err := disk.Prepare(d, part)
 	if err != nil {
 		return onDisk(o.partition, err)
@@ -65,15 +64,6 @@ func (p *program) addPartition(ctx context.Context, ref string, o *mediaOptions)
 		o.dialect, ref, slot.Number, o.partition, slot.Size>>20, slot.Start, slot.Scheme, withToken(m))
 	p.omitted(m)
 	return d.Tell(slot.Partition, true)
-}
-
-// newGUID makes a UUID of version 4, as it is on a disk: the first three fields are
-// little endian.
-func newGUID() (id [16]byte) {
-	rand.Read(id[:]) // never fails
-	id[7] = id[7]&0x0f | 0x40
-	id[8] = id[8]&0x3f | 0x80
-	return id
 }
 
 func (p *program) mediaRemovePartitionCommand() *cobra.Command {

@@ -4,6 +4,6 @@
 // [Read] understands a table whole or refuses it. What a change writes is a [Plan]
 // that is computed from what was read: between its steps everything is synced, and
 // whichever writes of a step reach the disk before a crash, any reader finds the
-// table as it was or as it is to be. [Add] and [Remove] carry plans out; [Open]
+// table as it was or as it is to be. [Slot.Add] and [Remove] carry plans out; [Open]
 // opens a disk that nobody else uses.
 package disk

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/binary"
 	"hash/crc32"
 	"slices"
@@ -23,6 +24,15 @@ const (
 // (EBD0A0A2-B9E5-4433-87C0-68B6B72699C7), as it is on the disk.
 func basicData() []byte {
 	return []byte{0xa2, 0xa0, 0xd0, 0xeb, 0xe5, 0xb9, 0x33, 0x44, 0x87, 0xc0, 0x68, 0xb6, 0xb7, 0x26, 0x99, 0xc7}
+}
+
+// NewID makes the identifier of a partition: a UUID of version 4, as it is on the disk,
+// where the first three fields are little endian.
+func NewID() (id [16]byte) {
+	rand.Read(id[:]) // never fails
+	id[7] = id[7]&0x0f | 0x40
+	id[8] = id[8]&0x3f | 0x80
+	return id
 }
 
 // gpt is a GUID partition table. It is on the disk twice: readers take the primary

@@ -3,7 +3,6 @@
 package bench
 
 import (
-	"crypto/rand"
 	"fmt"
 	"io"
 	"os"
@@ -55,8 +54,7 @@ func TestMediaPartition(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer d.Close()
-		p := disk.Partition{Name: "config-2", Size: media.MinDisk}
-		rand.Read(p.ID[:])
+		p := disk.Partition{Name: "config-2", Size: media.MinDisk, ID: disk.NewID()}
 		slot, err := disk.Prepare(d, p)
 		if err != nil {
 			t.Fatal(err)
