@@ -148,6 +148,27 @@ func TestMediumThatIsInUseStaysVisible(t *testing.T) {
 	}
 }
 
+// Stock cloud-init finds the config drive in the CD drive, whose drivers are in the
+// initial RAM disk as in Debian's own: ds-identify looks before udev loads any. Nobody
+// enrols, so that the medium goes with the end of the run.
+func TestStockCloudInitFromBoot(t *testing.T) {
+	needQEMU(t)
+	kernel, err := guest.FetchKernel(t.Context(), cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := debianImage(t, kernel)
+	s := newServer(t)
+	s.create(stockManifest, "DB_PASSWORD=x")
+	r := s.boot(t, "stock-1", switchRoot(t, "virtio_scsi", "sr_mod"), "iso", "", "--dialect", "openstack", "--stock", "openstack", "--machine", "pc", "--cpus", "2", "--memory", "1024",
+		"--append", strings.TrimPrefix(quietDisk, "console=ttyS0 "), "--disk", disk, "--channel", "serial", "--timeout", stockLimit.String())
+	expectConsole(t, r.ended(), "guest: hostname stock-1", "guest: address 10.0.2.15/24", "guest: user data ran")
+	expectMedium(t, s, "stock-1", imprint.EventTaken, "how", "at the end of the run, "+gone)
+	if d := s.describe("stock-1"); d.Instance.Enrolment.State != imprint.Reserved {
+		t.Errorf("a config drive made the machine %s", d.Instance.Enrolment.State)
+	}
+}
+
 // awayImage builds the guest that waits for its medium to go.
 func awayImage(t *testing.T, generic bool, modules ...string) guest.Image {
 	t.Helper()
@@ -332,26 +353,5 @@ func expectMedium(t *testing.T, s *server, name string, kind imprint.EventKind, 
 		return e.Kind == kind && e.Detail["medium"] == "1" && e.Detail[key] == text
 	}) {
 		t.Errorf("no event %s with %s=%q on the timeline: %+v", kind, key, text, timeline)
-	}
-}
-
-// Stock cloud-init finds the config drive in the CD drive, whose drivers are in the
-// initial RAM disk as in Debian's own: ds-identify looks before udev loads any. Nobody enrols, so that the
-// medium goes with the end of the run.
-func TestStockCloudInitFromBoot(t *testing.T) {
-	needQEMU(t)
-	kernel, err := guest.FetchKernel(t.Context(), cache)
-	if err != nil {
-		t.Fatal(err)
-	}
-	disk := debianImage(t, kernel)
-	s := newServer(t)
-	s.create(stockManifest, "DB_PASSWORD=x")
-	r := s.boot(t, "stock-1", switchRoot(t, "virtio_scsi", "sr_mod"), "iso", "", "--dialect", "openstack", "--stock", "openstack", "--machine", "pc", "--cpus", "2", "--memory", "1024",
-		"--append", strings.TrimPrefix(quietDisk, "console=ttyS0 "), "--disk", disk, "--channel", "serial", "--timeout", stockLimit.String())
-	expectConsole(t, r.ended(), "guest: hostname stock-1", "guest: address 10.0.2.15/24", "guest: user data ran")
-	expectMedium(t, s, "stock-1", imprint.EventTaken, "how", "at the end of the run, "+gone)
-	if d := s.describe("stock-1"); d.Instance.Enrolment.State != imprint.Reserved {
-		t.Errorf("a config drive made the machine %s", d.Instance.Enrolment.State)
 	}
 }
