@@ -32,8 +32,8 @@ const (
 // starts leaves the guest no moment without rules.
 //
 // It fails with kind [imprint.NotFound] without such an interface, with kind
-// [imprint.Conflict] if the interface is imprint's own or somebody else's alias
-// is on it, and with kind [imprint.Unavailable] if it is not served when ctx
+// [imprint.Conflict] if the interface is imprint's own or served already without
+// having been asked for, or if somebody else's alias is on it, and with kind [imprint.Unavailable] if it is not served when ctx
 // ends; the request stays.
 func Request(ctx context.Context, name, label string, mac MAC) error {
 	text := requestPrefix + label
@@ -64,6 +64,9 @@ func Request(ctx context.Context, name, label string, mac MAC) error {
 	case !asked && old != "":
 		return imprint.Errorf(imprint.Conflict, "ask for", name, "it has the alias %q, and a request is an alias", old).
 			WithHint("take that away first: ip link set %s alias ''", name)
+	case !asked && hasMetadataAddress(l):
+		return imprint.Errorf(imprint.Conflict, "ask for", name, "it is served already, to the guest whose MAC or name it has").
+			WithHint("imprint describe says whose interface it is; change adopt in the configuration if that is wrong")
 	}
 	if err := netlink.LinkSetAlias(l, text); err != nil {
 		return linkFault("mark", name, err)

@@ -96,6 +96,12 @@ func TestRequestIsRefused(t *testing.T) {
 	}
 	network := open(t)
 	own := attach(t, network, nic(1))
+	other := nic(2)
+	other.Adopt, other.Name = true, "vnet*"
+	known := attach(t, network, other)
+	known.Namespace = netns.New(t)
+	known.pair(t, tap.MAC{0xfe, 0, 0, 0, 0, 2}) // its MAC says whose it is
+	served := next(t, known.served, "life of the interface that is known by its MAC").NIC.Name
 	for _, name := range []string{"foreign0", "asked0"} {
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}); err != nil {
 			t.Fatal(err)
@@ -120,6 +126,7 @@ func TestRequestIsRefused(t *testing.T) {
 		"asked0":     {"web-2", imprint.Conflict, "asked for by web-1 already"},
 		"foreign0":   {"web-1", imprint.Conflict, `has the alias "uplink"`},
 		own.nic.Name: {"web-1", imprint.Conflict, "imprint made"},
+		served:       {"web-1", imprint.Conflict, "it is served already"},
 		"lo":         {"two words", imprint.Invalid, "names no instance"},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
