@@ -36,8 +36,9 @@ type Slot struct {
 
 // Prepare finds a place for a partition on d and changes nothing. What p has of
 // Number and Start does not count. It fails as [Read] and [Table.Place] do, with kind
-// [imprint.Exhausted] if the table is full or what is left is used all the same, and with [imprint.Exists] if a partition
-// has that name already, or its file system has it as a label.
+// [imprint.Exhausted] if the table is full or what is left is used all the same, and
+// with [imprint.Exists] if a partition has that name already, or its file system has it
+// as a label.
 func Prepare(d Device, p Partition) (*Slot, error) {
 	if n := len(utf16.Encode([]rune(p.Name))); p.Name == "" || n > maxName || p.Size <= 0 || p.Size%Align != 0 {
 		return nil, imprint.Errorf(imprint.Invalid, "add", "partition "+p.Name, "its name has %d characters, from 1 to %d are possible, and its size is %d, where whole MiB are", n, maxName, p.Size)
@@ -83,25 +84,6 @@ func (in *reader) unused(at, n int64) error {
 	return nil
 }
 
-// write writes the content.
-func (s *Slot) write(fill func(io.Writer) error) error {
-	if err := s.d.Zero(s.Start, s.Size); err != nil {
-		return failed(err)
-	}
-	if err := fill(&content{OffsetWriter: io.NewOffsetWriter(s.d, s.Start), size: s.Size}); err != nil {
-		return err
-	}
-	if err := s.d.Sync(); err != nil {
-		return failed(err)
-	}
-	return nil
-}
-
-func open(d Device) (*Table, *reader, error) {
-	t, err := Read(d, d.Size(), d.SectorSize())
-	return t, &reader{d, d.Size(), d.SectorSize()}, err
-}
-
 // Add makes the partition: it repairs the table if a copy of it is damaged or not
 // where it belongs, lets fill write the content, which is zeros otherwise, and enters
 // the partition once that is on the disk. After a failure the table is as it was, or
@@ -129,11 +111,37 @@ func (s *Slot) Add(fill func(io.Writer) error) error {
 	return verify(s.d, s.Partition, true)
 }
 
+// write writes the content, while no table names it.
+func (s *Slot) write(fill func(io.Writer) error) error {
+	if err := s.d.Zero(s.Start, s.Size); err != nil {
+		return failed(err)
+	}
+	if err := fill(&content{OffsetWriter: io.NewOffsetWriter(s.d, s.Start), size: s.Size}); err != nil {
+		return err
+	}
+	if err := s.d.Sync(); err != nil {
+		return failed(err)
+	}
+	return nil
+}
+
+// Find returns the partition called label, which [Remove] would take away. It fails as
+// [Read] does, with kind [imprint.NotFound] if no partition is called so, and with
+// [imprint.Conflict] if several are, or the one holds something else than a FAT file
+// system, which all media that were added have.
+func Find(d Device, label string) (Partition, error) {
+	t, in, err := open(d)
+	if err != nil {
+		return Partition{}, err
+	}
+	p, _, err := in.called(t, label)
+	return p, err
+}
+
 // Remove takes the partition called label away: its content is zeroed and read back,
-// its entry cleared. If it is interrupted it can be called again, until nothing of either is
-// left. It fails as [Read] does, with kind [imprint.NotFound] if no partition is
-// called so, and with [imprint.Conflict] if several are, or the one holds something
-// else than a FAT file system, which all media that were added have.
+// its entry cleared. If it is interrupted it can be called again, until nothing of
+// either is left. It fails as [Find] and as [Slot.Add] do, and with kind
+// [imprint.Conflict] for a logical partition.
 func Remove(d Device, label string) (Partition, error) {
 	t, in, err := open(d)
 	if err != nil {
@@ -167,19 +175,27 @@ func Remove(d Device, label string) (Partition, error) {
 	return p, verify(d, p, false)
 }
 
-// blank fails unless an extent reads as zeros.
-func blank(d Device, e extent) error {
-	b := make([]byte, 1<<20)
-	for at := e.at; at < e.at+e.length; at += int64(len(b)) {
-		b = b[:min(int64(len(b)), e.at+e.length-at)]
-		if _, err := d.ReadAt(b, at); err != nil {
-			return failed(err)
-		}
-		if !IsZero(b) {
-			return imprint.Errorf(imprint.Internal, "remove from", "disk", "the partition is gone, and what it held reads back other than zeros")
-		}
+// called returns the only partition that is called label.
+func (in *reader) called(t *Table, label string) (Partition, volume, error) {
+	found, volumes, err := in.find(t, label)
+	switch {
+	case err != nil:
+		return Partition{}, volume{}, err
+	case len(found) == 0:
+		return Partition{}, volume{}, imprint.Errorf(imprint.NotFound, "remove from", "disk", "none of its %d partitions is called %s", len(t.Partitions), label)
+	case len(found) > 1:
+		return Partition{}, volume{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s and %s are both called %s", found[0], found[1], label)
+	case !volumes[0].fat:
+		return Partition{}, volume{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s is called %s, but is no medium: it has no FAT file system", found[0], label).
+			WithHint("if nobody needs it, delete it by hand: sfdisk --delete")
 	}
-	return nil
+	return found[0], volumes[0], nil
+}
+
+// open reads the table of d.
+func open(d Device) (*Table, *reader, error) {
+	t, err := Read(d, d.Size(), d.SectorSize())
+	return t, &reader{d, d.Size(), d.SectorSize()}, err
 }
 
 // extent is bytes of a disk.
@@ -198,32 +214,19 @@ func zero(d Device, extents ...extent) error {
 	return nil
 }
 
-// Find returns the partition that [Remove] would take away. It fails as that does
-// before anything is changed.
-func Find(d Device, label string) (Partition, error) {
-	t, in, err := open(d)
-	if err != nil {
-		return Partition{}, err
+// blank fails unless an extent reads as zeros.
+func blank(d Device, e extent) error {
+	b := make([]byte, 1<<20)
+	for at := e.at; at < e.at+e.length; at += int64(len(b)) {
+		b = b[:min(int64(len(b)), e.at+e.length-at)]
+		if _, err := d.ReadAt(b, at); err != nil {
+			return failed(err)
+		}
+		if !IsZero(b) {
+			return imprint.Errorf(imprint.Internal, "remove from", "disk", "the partition is gone, and what it held reads back other than zeros")
+		}
 	}
-	p, _, err := in.called(t, label)
-	return p, err
-}
-
-// called returns the only partition that is called label.
-func (in *reader) called(t *Table, label string) (Partition, volume, error) {
-	found, volumes, err := in.find(t, label)
-	switch {
-	case err != nil:
-		return Partition{}, volume{}, err
-	case len(found) == 0:
-		return Partition{}, volume{}, imprint.Errorf(imprint.NotFound, "remove from", "disk", "none of its %d partitions is called %s", len(t.Partitions), label)
-	case len(found) > 1:
-		return Partition{}, volume{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s and %s are both called %s", found[0], found[1], label)
-	case !volumes[0].fat:
-		return Partition{}, volume{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s is called %s, but is no medium: it has no FAT file system", found[0], label).
-			WithHint("if nobody needs it, delete it by hand: sfdisk --delete")
-	}
-	return found[0], volumes[0], nil
+	return nil
 }
 
 // carryOut writes a plan.
