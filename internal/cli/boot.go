@@ -63,7 +63,10 @@ in an initial RAM disk or in the firmware stays in the machine's memory until it
 
 KVM is used if a probe shows that guests really run under it; IMPRINT_ACCEL=tcg or
 kvm decides without probing.`,
-		Example:           "  imprint boot web-1 --kernel vmlinuz --initrd initrd.img\n  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --stock openstack --channel nic\n  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --print\n  imprint boot web-1 --kernel vmlinuz --initrd initrd.img --carrier iso",
+		Example: "  imprint boot web-1 --kernel vmlinuz --initrd initrd.img\n" +
+			"  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --stock openstack --channel nic\n" +
+			"  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --print\n" +
+			"  imprint boot web-1 --kernel vmlinuz --initrd initrd.img --carrier iso",
 		Args:              exactArgs("an instance"),
 		ValidArgsFunction: p.completeInstances,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -80,7 +83,7 @@ kvm decides without probing.`,
 	f.StringVar(&o.product, "product", "", `SMBIOS product, such as "SmartDC HVM" for cloud-init over the serial port`)
 	f.StringVar(&o.stock, "stock", "", "what to look like to stock cloud-init: openstack, ec2, nocloud or smartos")
 	c.MarkFlagsMutuallyExclusive("product", "stock")
-	c.RegisterFlagCompletionFunc("stock", cobra.FixedCompletions([]string{"openstack", "ec2", "nocloud", "smartos"}, cobra.ShellCompDirectiveNoFileComp))
+	c.RegisterFlagCompletionFunc("stock", cobra.FixedCompletions(stockNames(), cobra.ShellCompDirectiveNoFileComp))
 	f.StringVar(&o.carrier, "carrier", "", "attach a `medium`, and take it away again: "+strings.Join(bootCarriers(), ", "))
 	f.StringVar(&o.dialect, "dialect", "", "for whom the medium is (default native)")
 	f.BoolVar(&o.asDisk, "as-disk", false, "attach the CD image as a disk, for kernels without a driver for CD drives")
@@ -96,6 +99,13 @@ kvm decides without probing.`,
 		c.MarkFlagFilename(name)
 	}
 	return c
+}
+
+func stockNames() (names []string) {
+	for _, s := range qemu.Stocks() {
+		names = append(names, string(s))
+	}
+	return names
 }
 
 func (p *program) boot(ctx context.Context, ref string, o *bootOptions) (err error) {
@@ -160,6 +170,12 @@ func (p *program) boot(ctx context.Context, ref string, o *bootOptions) (err err
 		}
 		return nil
 	}
+	return p.runMachine(ctx, ref, m, medium, o)
+}
+
+// runMachine makes the medium, if there is to be one, and returns when the machine
+// has ended.
+func (p *program) runMachine(ctx context.Context, ref string, m *qemu.Machine, medium *bootMedium, o *bootOptions) error {
 	for _, ch := range m.Channels {
 		if err := waitSocket(ctx, ch.Socket); err != nil {
 			return err
@@ -173,7 +189,7 @@ func (p *program) boot(ctx context.Context, ref string, o *bootOptions) (err err
 		if _, err := m.Args(); err != nil { // before a token is made for nobody
 			return err
 		}
-		if err := medium.make(ctx, client); err != nil {
+		if err := medium.make(ctx); err != nil {
 			return err
 		}
 		p.warnUnreachable(ctx, ref, medium.checkIn)

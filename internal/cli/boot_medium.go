@@ -27,7 +27,6 @@ const takeTime = 30 * time.Second
 type bootMedium struct {
 	*program
 	instance *api.Instance // before the machine began to run
-	client   *api.Client   // nil before the medium was made
 	carrier  media.Carrier
 	dialect  string
 	asDisk   bool
@@ -35,7 +34,7 @@ type bootMedium struct {
 	dir      string // the run's private directory; "" if the command line is only shown
 	path     string
 
-	number  uint32   // of the medium on record
+	number  uint32   // of the medium on record; 0 before it was made
 	checkIn []string // where the machine is to check in
 	blanked bool     // its file is no more
 	taken   bool     // nothing is left of it, and that is on record
@@ -103,28 +102,12 @@ func (b *bootMedium) attach(m *qemu.Machine) {
 }
 
 // make has the server give the medium out, and writes it.
-func (b *bootMedium) make(ctx context.Context, client *api.Client) error {
-	var before []byte
-	var err error
-	if b.before != "" {
-		if before, err = readFile(b.before, maxInitrd); err != nil {
-			return err
-		}
-	}
-	out, err := b.mediumOut(b.carrier, b.path)
+func (b *bootMedium) make(ctx context.Context) error {
+	m, err := b.writeMedium(ctx, string(b.instance.ID), b.carrier, &mediaOptions{dialect: b.dialect, out: b.path, appendTo: b.before})
 	if err != nil {
 		return err
 	}
-	defer out.discard()
-	m, err := client.Medium(ctx, string(b.instance.ID), api.MediumRequest{Dialect: b.dialect, Carrier: b.carrier.Name})
-	if err != nil {
-		return err
-	}
-	if err := out.write(volumeOf(m), 0, before); err != nil {
-		b.report(b.settleMedium(ctx, client, string(b.instance.ID), m.Number, out.unwritten(err)))
-		return err
-	}
-	b.client, b.number, b.checkIn = client, m.Number, m.CheckIn
+	b.number, b.checkIn = m.Number, m.CheckIn
 	return nil
 }
 
@@ -135,7 +118,9 @@ func (b *bootMedium) follow(ctx context.Context, machine *qemu.Process) {
 	if over(b.instance, b.instance.Generation) {
 		return // nothing would tell when the machine has read what it wants
 	}
-	for n, err := range b.client.Watch(ctx, api.Scope{Instance: string(b.instance.ID)}, 0) {
+	client := b.client()
+	defer client.Close()
+	for n, err := range client.Watch(ctx, api.Scope{Instance: string(b.instance.ID)}, 0) {
 		if err != nil {
 			fmt.Fprintf(b.err, "the medium of %s stays in the machine until it ends: %v\n", b.instance.Ref, err)
 			return
@@ -195,12 +180,12 @@ func (b *bootMedium) end(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeTime)
 	defer cancel()
 	gone, err := "", error(nil)
-	if b.client != nil && !b.taken {
+	if b.number != 0 && !b.taken {
 		gone, err = b.blank(ctx)
 	}
 	removed := os.RemoveAll(b.dir)
 	switch {
-	case b.client == nil || b.taken:
+	case b.number == 0 || b.taken:
 	case err == nil:
 		err = b.away(ctx, "at the end of the run, "+gone)
 	default:
@@ -254,12 +239,12 @@ func blankFile(ctx context.Context, path string) error {
 
 // away has it recorded that the medium was taken away.
 func (b *bootMedium) away(ctx context.Context, how string) error {
-	err := b.settleMedium(ctx, b.client, string(b.instance.ID), b.number, api.MediumOutcome{State: imprint.MediumTaken, Detail: how})
+	err := b.settleMedium(ctx, string(b.instance.ID), b.number, imprint.MediumTaken, how)
 	b.taken = err == nil
 	return err
 }
 
 // left has it recorded that the medium was not taken away.
 func (b *bootMedium) left(ctx context.Context, why string) {
-	b.report(b.settleMedium(ctx, b.client, string(b.instance.ID), b.number, api.MediumOutcome{State: imprint.MediumLeft, Detail: why}))
+	b.report(b.settleMedium(ctx, string(b.instance.ID), b.number, imprint.MediumLeft, why))
 }

@@ -100,7 +100,7 @@ func describeMedia(w io.Writer, i *api.Instance) {
 		}
 		row(w, label, fmt.Sprintf("%d: %s on %s%s, digest %.16s, %s%s; %s", m.Number, m.Dialect, m.Carrier, token, m.Digest, given, when(m.At), state))
 		label = ""
-		overdue = overdue || m.State == imprint.MediumLeft || m.Generation != i.Generation || i.Enrolment.State.Enrolled() || !i.Enrolment.State.Open()
+		overdue = overdue || m.State == imprint.MediumLeft || over(i, m.Generation)
 	}
 	if i.MediaForgotten > 0 {
 		row(w, label, fmt.Sprintf("%d earlier ones were not reported to be taken away, and are no longer on record", i.MediaForgotten))

@@ -10,7 +10,6 @@ import (
 	"slices"
 
 	"imprint"
-	"imprint/api"
 	"imprint/internal/durable"
 	"imprint/internal/media"
 )
@@ -95,13 +94,13 @@ func (out *mediumOut) write(v *media.Volume, size int64, before []byte) error {
 // unwritten discards what is not whole and says what became of a medium that could
 // not be written for err. It has its name all the same if only that it has was not to be
 // made safe, as in a directory that may be written but not read.
-func (out *mediumOut) unwritten(err error) api.MediumOutcome {
+func (out *mediumOut) unwritten(err error) (state imprint.MediumState, detail string) {
 	out.discard()
 	there := func(path string) bool { _, err := os.Lstat(path); return !errors.Is(err, fs.ErrNotExist) }
 	if out.named && !errors.Is(err, fs.ErrExist) && there(out.path) || out.file != nil && there(out.file.Name()) {
-		return api.MediumOutcome{State: imprint.MediumLeft, Detail: "some of it may be there: " + err.Error()}
+		return imprint.MediumLeft, "some of it may be there: " + err.Error()
 	}
-	return api.MediumOutcome{State: imprint.MediumTaken, Detail: "it was never written"}
+	return imprint.MediumTaken, "it was never written"
 }
 
 func (out *mediumOut) writeDir(v *media.Volume) error {

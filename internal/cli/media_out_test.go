@@ -55,7 +55,8 @@ func TestUnwrittenMedium(t *testing.T) {
 					t.Error("it was written")
 					return
 				}
-				done <- out.unwritten(err).State
+				state, _ := out.unwritten(err)
+				done <- state
 			}()
 			want := imprint.MediumTaken
 			if closed {

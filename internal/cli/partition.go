@@ -51,13 +51,13 @@ func (p *program) addPartition(ctx context.Context, ref string, o *mediaOptions)
 			WithHint("keep others out: chmod o= %s", o.partition)
 	}
 	place.Start = slot.Start
-	m, v, err := p.medium(ctx, ref, "partition", o)
+	m, err := p.medium(ctx, ref, "partition", o)
 	if err != nil {
 		return err
 	}
-	err = slot.Add(func(w io.Writer) error { return media.Partition(w, v, place) })
+	err = slot.Add(func(w io.Writer) error { return media.Partition(w, volumeOf(m), place) })
 	if err != nil {
-		p.report(p.settleMedium(ctx, p.client(), ref, m.Number, api.MediumOutcome{State: imprint.MediumLeft, Detail: "some of it may be on the disk, also in no partition: " + err.Error()}))
+		p.report(p.settleMedium(ctx, ref, m.Number, imprint.MediumLeft, "some of it may be on the disk, also in no partition: "+err.Error()))
 		return onDisk(o.partition, err)
 	}
 	fmt.Fprintf(p.out, "%s of %s written to partition %d of %s, %d MiB from byte %d on, table %s%s\n",
@@ -143,11 +143,11 @@ func (p *program) partitionOnRecord(ctx context.Context, d *disk.File, label, re
 		return func(disk.Partition, error) {}, nil
 	}
 	return func(part disk.Partition, failed error) {
-		outcome := api.MediumOutcome{State: imprint.MediumTaken, Detail: fmt.Sprintf("partition %d removed and zeroed: %s", part.Number, path)}
+		state, detail := imprint.MediumTaken, fmt.Sprintf("partition %d removed and zeroed: %s", part.Number, path)
 		if failed != nil {
-			outcome = api.MediumOutcome{State: imprint.MediumLeft, Detail: onDisk(path, failed).Error()}
+			state, detail = imprint.MediumLeft, onDisk(path, failed).Error()
 		}
-		p.report(p.settleMedium(ctx, p.client(), string(i.ID), m.Number, outcome))
+		p.report(p.settleMedium(ctx, string(i.ID), m.Number, state, detail))
 	}, nil
 }
 

@@ -7,79 +7,30 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"imprint"
 	"imprint/api"
-	"imprint/internal/blank"
 	"imprint/internal/media"
 )
 
-func (p *program) mediaBlankCommand() *cobra.Command {
-	var ref string
-	var remove bool
-	c := &cobra.Command{
-		Use:   "blank FILE",
-		Short: "Overwrite a medium with zeros, and report that it was taken away",
-		Long: `Overwrite a medium that "imprint media" wrote with zeros, read them back, and report to
-the server that it was taken away. FILE may be a block device, of which all is overwritten.
+// settleTime is how long a report about a medium may take, also when the program
+// has been asked to end.
+const settleTime = 10 * time.Second
 
-Only a medium that is on record is: its files have the digest and its format is the
-carrier's that the server gave out. What is mounted, attached to a loop device or
-open in QEMU is refused. What is refused is left as it is.
-
-What was copied from the medium is still there: a snapshot, a backup, another file. So may
-be what a disk of flash memory has put aside.`,
-		Example: "  imprint media blank web-1.iso --remove\n  imprint media blank /dev/sdb\n  imprint media blank config.iso --instance web-1",
-		Args:    exactArgs("a file"),
-		RunE: func(c *cobra.Command, args []string) error {
-			return p.mediaBlank(c.Context(), args[0], ref, remove)
-		},
-	}
-	c.Flags().StringVar(&ref, "instance", "", "whose medium it is; needed where it has no payload that says so")
-	c.Flags().BoolVar(&remove, "remove", false, "remove the file afterwards")
-	c.RegisterFlagCompletionFunc("instance", p.completeInstances)
-	return c
-}
-
-func (p *program) mediaBlank(ctx context.Context, path, ref string, remove bool) error {
-	f, err := blank.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if remove && f.Device() {
-		return imprint.Errorf(imprint.Invalid, "blank", path, "it is a block device, which cannot be removed")
-	}
-	c, err := inspectOpened(f, f.Size(), path)
-	if err != nil {
-		return err
-	}
+// settleMedium reports what became of a medium. If that fails the medium stays on
+// record as it was, which the error tells.
+func (p *program) settleMedium(ctx context.Context, ref string, number uint32, state imprint.MediumState, detail string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
+	defer cancel()
 	client := p.client()
 	defer client.Close()
-	i, m, err := onRecord(ctx, client, ref, c, f, path, isWhole)
-	if err != nil {
-		return err
+	if err := client.SettleMedium(ctx, ref, number, api.MediumOutcome{State: state, Detail: detail}); err != nil {
+		return imprint.Errorf(imprint.KindOf(err), "report", fmt.Sprintf("medium %d of %s", number, ref), "it is %s (%s), and that is not on record: %w", state, detail, err).
+			WithHint("when the server answers: imprint media forget %s %d --because TEXT", ref, number)
 	}
-	ref = string(i.ID)
-	how, err := "blanked and verified: "+path, f.Blank(ctx)
-	if err != nil {
-		p.report(p.settleMedium(ctx, client, ref, m.Number, api.MediumOutcome{State: imprint.MediumLeft, Detail: err.Error()}))
-		return err
-	}
-	if remove {
-		if err = f.Remove(); err == nil {
-			how = "blanked, verified and removed: " + path
-		}
-	}
-	if reported := p.settleMedium(ctx, client, ref, m.Number, api.MediumOutcome{State: imprint.MediumTaken, Detail: how}); reported != nil {
-		return reported
-	}
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(p.out, "medium %d of %s %s\n", m.Number, i.Ref, how)
 	return nil
 }
 
@@ -147,12 +98,13 @@ type carrierTest func(name string, c *media.Contents) bool
 // isWhole is for what is a medium of its own.
 func isWhole(name string, c *media.Contents) bool {
 	carrier, err := media.CarrierOf(name)
-	return err == nil && carrier.Kind == media.OneFile && carrier.Is(c)
+	return err == nil && carrier.Kind != media.Added && carrier.Is(c)
 }
 
 // isPartition is for what is in a partition beside others, of which c is all.
 func isPartition(name string, c *media.Contents) bool {
-	return name == "partition" && (c.Format == "fat16" || c.Format == "fat32") && c.Table == media.NoTable
+	carrier, err := media.CarrierOf(name)
+	return err == nil && carrier.Kind == media.Added && carrier.Is(c)
 }
 
 // isInitrd reports whether f begins as an initial RAM disk does, in any of the
