@@ -69,7 +69,10 @@ func (in *reader) archive(at int64) (files map[string][]byte, ok bool, err error
 		if err != nil {
 			return nil, false, err
 		}
-		name := strings.TrimRight(string(text), "\x00")
+		name, _, terminated := strings.Cut(string(text), "\x00") // the kernel's name ends there
+		if !terminated {
+			return nil, false, nil
+		}
 		at = up4(at-start+cpioHeader+length) + start
 		if at > in.size-size {
 			return nil, false, nil
