@@ -34,7 +34,11 @@ type program struct {
 
 // Main runs the command line in args and returns the exit code: see [exitCodes].
 func Main(args []string, in io.Reader, out, err io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
+		signals = append(signals, syscall.SIGHUP) // or a closed terminal leaves a medium behind
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
 	p := &program{in: in, out: out, err: err, output: asTable}
 	root := p.root()
