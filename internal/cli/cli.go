@@ -188,7 +188,7 @@ func usagef(c *cobra.Command, format string, args ...any) error {
 func (u *usageError) Unwrap() error { return u.error }
 
 // fileError says why the file at path could not be used. Kinds: Exists, NotFound,
-// Denied, Exhausted; Unavailable for the rest.
+// Denied, Exhausted, and Invalid for a directory; Unavailable for the rest.
 func fileError(op, path string, err error) *imprint.Error {
 	kind := imprint.Unavailable
 	switch {
@@ -196,8 +196,10 @@ func fileError(op, path string, err error) *imprint.Error {
 		kind = imprint.Exists
 	case errors.Is(err, fs.ErrNotExist):
 		kind = imprint.NotFound
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		kind = imprint.Denied
+	case errors.Is(err, syscall.EISDIR):
+		kind = imprint.Invalid
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		kind = imprint.Exhausted
 	}
