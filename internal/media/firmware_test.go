@@ -192,6 +192,7 @@ func TestLibvirtUnderstands(t *testing.T) {
 		if !strings.Contains(out, c.want) || strings.Contains(out, "canary") {
 			t.Errorf("%s: no %q in %s", name, c.want, out)
 		}
+		run(t, virsh, "-c", "qemu:///embed?root="+t.TempDir(), "define", "--validate", path) // the schema, as virsh edit does
 	}
 }
 

@@ -21,8 +21,14 @@ type (
 	sysinfo struct {
 		Type    string         `xml:"type,attr"`
 		Entries []sysinfoEntry `xml:"entry"`
-		System  []sysinfoEntry `xml:"system>entry"`
-		OEM     []string       `xml:"oemStrings>entry"`
+		System  *sysinfoSystem `xml:"system"` // libvirt's schema knows none that are empty
+		OEM     *sysinfoOEM    `xml:"oemStrings"`
+	}
+	sysinfoSystem struct {
+		Entries []sysinfoEntry `xml:"entry"`
+	}
+	sysinfoOEM struct {
+		Strings []string `xml:"entry"`
 	}
 	sysinfoEntry struct {
 		Name  string `xml:"name,attr"`
@@ -46,7 +52,7 @@ func LibvirtOEM(w io.Writer, v *Volume) error {
 	if err != nil {
 		return err
 	}
-	return writeDomain(w, sysinfo{OEM: list})
+	return writeDomain(w, sysinfo{OEM: &sysinfoOEM{list}})
 }
 
 // LibvirtSystem writes the serial number in v as that of a domain, whose UUID is
@@ -55,7 +61,7 @@ func LibvirtSystem(w io.Writer, v *Volume) error {
 	if _, err := systemOf(v); err != nil {
 		return err
 	}
-	return writeDomain(w, sysinfo{System: []sysinfoEntry{{Name: "serial", Value: string(v.Files[dialect.SystemSerial])}}})
+	return writeDomain(w, sysinfo{System: &sysinfoSystem{[]sysinfoEntry{{Name: "serial", Value: string(v.Files[dialect.SystemSerial])}}}})
 }
 
 func writeDomain(w io.Writer, info sysinfo) error {
