@@ -20,6 +20,9 @@ import (
 // has been asked to end.
 const settleTime = 10 * time.Second
 
+// maxDetail is how many characters of a report's detail a server takes. It remembers less.
+const maxDetail = 1024
+
 // settleMedium reports what became of a medium. If that fails the medium stays on
 // record as it was, which the error tells.
 func (p *program) settleMedium(ctx context.Context, ref string, number uint32, state imprint.MediumState, detail string) error {
@@ -27,6 +30,9 @@ func (p *program) settleMedium(ctx context.Context, ref string, number uint32, s
 	defer cancel()
 	client := p.client()
 	defer client.Close()
+	if text := []rune(detail); len(text) > maxDetail {
+		detail = string(text[:maxDetail])
+	}
 	if err := client.SettleMedium(ctx, ref, number, api.MediumOutcome{State: state, Detail: detail}); err != nil {
 		return imprint.Errorf(imprint.KindOf(err), "report", fmt.Sprintf("medium %d of %s", number, ref), "it is %s (%s), and that is not on record: %w", state, detail, err).
 			WithHint("when the server answers: imprint media forget %s %d --because TEXT", ref, number)

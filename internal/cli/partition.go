@@ -57,7 +57,11 @@ func (p *program) addPartition(ctx context.Context, ref string, o *mediaOptions)
 	}
 	err = slot.Add(func(w io.Writer) error { return media.Partition(w, volumeOf(m), place) })
 	if err != nil {
-		p.report(p.settleMedium(ctx, ref, m.Number, imprint.MediumLeft, "some of it may be on the disk, also in no partition: "+err.Error()))
+		state, detail := imprint.MediumLeft, "some of it may be on the disk, also in no partition: "+err.Error()
+		if imprint.KindOf(err) == imprint.Conflict { // somebody else's table
+			state, detail = imprint.MediumTaken, "it was never written"
+		}
+		p.report(p.settleMedium(ctx, ref, m.Number, state, detail))
 		return onDisk(o.partition, err)
 	}
 	fmt.Fprintf(p.out, "%s of %s written to partition %d of %s, %d MiB from byte %d on, table %s%s\n",
