@@ -57,7 +57,11 @@ func (p *program) planMedium(i *api.Instance, o *bootOptions) (*bootMedium, erro
 	if o.asDisk && carrier.Name != "iso" {
 		return nil, imprint.Errorf(imprint.Invalid, "boot", i.Ref, "the carrier %s is not a CD image, which --as-disk is for", carrier.Name)
 	}
-	b := &bootMedium{program: p, instance: i, carrier: carrier, dialect: cmp.Or(o.dialect, "native"), asDisk: o.asDisk}
+	drive, err := driveOn(cmp.Or(o.dialect, "native"), carrier.Form, carrier.Name)
+	if err != nil {
+		return nil, err
+	}
+	b := &bootMedium{program: p, instance: i, carrier: carrier, dialect: drive.Name, asDisk: o.asDisk}
 	if carrier.Form == dialect.Initrd {
 		b.before = o.initrd
 	}

@@ -120,11 +120,12 @@ func TestBootShowsItsMedium(t *testing.T) {
 		"--carrier initrd --initrd i": {want: "-initrd web-1.initrd", byHand: "--out web-1.initrd --append-to i\n"},
 		"--carrier iso --dialect openstack --stock openstack": {want: "product=OpenStack Nova", byHand: "--dialect openstack --carrier iso"},
 
-		"--carrier tape":                     {fails: "find carrier tape: there are iso, "},
-		"--carrier fat --as-disk":            {fails: "boot web-1: the carrier fat is not a CD image, which --as-disk is for"},
-		"--dialect native":                   {fails: "boot web-1: it gets no medium"},
-		"--carrier floppy --machine microvm": {fails: "a microvm has no floppy drive"},
-		"--carrier smbios --machine microvm": {fails: "a microvm has no SMBIOS"},
+		"--carrier tape":                      {fails: "find carrier tape: there are iso, "},
+		"--carrier iso --dialect credentials": {fails: "put credentials on iso: nothing would look for it there"},
+		"--carrier fat --as-disk":             {fails: "boot web-1: the carrier fat is not a CD image, which --as-disk is for"},
+		"--dialect native":                    {fails: "boot web-1: it gets no medium"},
+		"--carrier floppy --machine microvm":  {fails: "a microvm has no floppy drive"},
+		"--carrier smbios --machine microvm":  {fails: "a microvm has no SMBIOS"},
 	} {
 		t.Run(flags, func(t *testing.T) {
 			var out, complaint bytes.Buffer

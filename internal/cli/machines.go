@@ -218,6 +218,11 @@ func (p *program) completeInstances(c *cobra.Command, args []string, _ string) (
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
+// completeInstanceFlag is [program.completeInstances] for a flag, whatever the arguments are.
+func (p *program) completeInstanceFlag(c *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return p.completeInstances(c, nil, prefix)
+}
+
 // verbOnInstance is a command that does one thing to one instance and prints what became of it.
 func (p *program) verbOnInstance(use, short, long, done string, do func(context.Context, *api.Client, string) (*api.Instance, error)) *cobra.Command {
 	return &cobra.Command{

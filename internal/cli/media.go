@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -79,10 +80,24 @@ away again.`,
 	}
 	c.MarkFlagFilename("append-to")
 	c.MarkFlagFilename("partition")
-	c.RegisterFlagCompletionFunc("carrier", cobra.FixedCompletions(carriers, cobra.ShellCompDirectiveNoFileComp))
+	c.RegisterFlagCompletionFunc("carrier", completeCarriers(&o.dialect, carriers))
 	c.RegisterFlagCompletionFunc("dialect", cobra.FixedCompletions(dialects, cobra.ShellCompDirectiveNoFileComp))
 	c.AddCommand(p.mediaListCommand(), p.mediaInspectCommand(), p.mediaBlankCommand(), p.mediaRemovePartitionCommand(), p.mediaForgetCommand())
 	return c
+}
+
+// completeCarriers offers those of the carriers that a dialect fits, if one was named.
+func completeCarriers(named *string, carriers []string) cobra.CompletionFunc {
+	return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		drive, err := dialect.DriveOf(*named)
+		var fit []string
+		for _, c := range media.Carriers() {
+			if slices.Contains(carriers, c.Name) && (err != nil || drive.Fits(c.Form)) {
+				fit = append(fit, c.Name)
+			}
+		}
+		return fit, cobra.ShellCompDirectiveNoFileComp
+	}
 }
 
 func carrierNames() (names []string) {
@@ -101,6 +116,16 @@ func dialectNames() (names []string) {
 	return names
 }
 
+// driveOn returns the dialect called name, if it can be put on a carrier of a form.
+func driveOn(name string, form dialect.Form, carrier string) (dialect.Drive, error) {
+	drive, err := dialect.DriveOf(name)
+	if err == nil && !drive.Fits(form) {
+		err = imprint.Errorf(imprint.Invalid, "put", drive.Name+" on "+carrier, "nothing would look for it there").
+			WithHint("see what fits: imprint media list")
+	}
+	return drive, err
+}
+
 func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error {
 	carrier, err := media.CarrierOf(o.carrier)
 	if err != nil {
@@ -108,6 +133,9 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 	}
 	if carrier.Kind == media.Added {
 		return imprint.Errorf(imprint.Invalid, "write", o.out, "a %s is no file of its own", carrier.Name).WithHint("name the disk that gets one: --partition DISK")
+	}
+	if _, err := driveOn(o.dialect, carrier.Form, carrier.Name); err != nil {
+		return err
 	}
 	if err := carrier.CheckSize(o.bytes()); err != nil {
 		return err

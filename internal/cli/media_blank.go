@@ -33,7 +33,7 @@ be what a disk of flash memory has put aside.`,
 	}
 	c.Flags().StringVar(&ref, "instance", "", "whose medium it is; needed where it has no payload that says so")
 	c.Flags().BoolVar(&remove, "remove", false, "remove the file afterwards")
-	c.RegisterFlagCompletionFunc("instance", p.completeInstances)
+	c.RegisterFlagCompletionFunc("instance", p.completeInstanceFlag)
 	return c
 }
 

@@ -21,13 +21,9 @@ import (
 // addPartition adds a partition to the disk that o names. Everything about the disk
 // is checked before the server is asked, so that no token is made for nobody.
 func (p *program) addPartition(ctx context.Context, ref string, o *mediaOptions) error {
-	drive, err := dialect.DriveOf(o.dialect)
+	drive, err := driveOn(o.dialect, dialect.Volume, "partition")
 	if err != nil {
 		return err
-	}
-	if !drive.Fits(dialect.Volume) {
-		return imprint.Errorf(imprint.Invalid, "put", drive.Name+" on a partition", "nothing would look for it there").
-			WithHint("see what fits: imprint media list")
 	}
 	d, err := disk.Open(o.partition)
 	if err != nil {
@@ -110,7 +106,7 @@ again. If it is on record as a medium that was given out, the server is told.`,
 		},
 	}
 	c.Flags().StringVar(&ref, "instance", "", "whose medium it is, for the report; needed where it has no payload that says so")
-	c.RegisterFlagCompletionFunc("instance", p.completeInstances)
+	c.RegisterFlagCompletionFunc("instance", p.completeInstanceFlag)
 	c.Flags().StringVar(&label, "label", "", "what it is called: "+strings.Join(labels, ", "))
 	c.MarkFlagRequired("label")
 	c.RegisterFlagCompletionFunc("label", cobra.FixedCompletions(labels, cobra.ShellCompDirectiveNoFileComp))
