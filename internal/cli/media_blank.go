@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -40,7 +41,7 @@ be what a disk of flash memory has put aside.`,
 func (p *program) mediaBlank(ctx context.Context, path, ref string, remove bool) error {
 	f, err := blank.Open(path)
 	if err != nil {
-		return err
+		return unblankable(err)
 	}
 	defer f.Close()
 	if remove && f.Device() {
@@ -48,7 +49,7 @@ func (p *program) mediaBlank(ctx context.Context, path, ref string, remove bool)
 	}
 	c, err := inspectOpened(f, f.Size(), path)
 	if err != nil {
-		return err
+		return unblankable(err)
 	}
 	client := p.client()
 	defer client.Close()
@@ -75,4 +76,14 @@ func (p *program) mediaBlank(ctx context.Context, path, ref string, remove bool)
 	}
 	fmt.Fprintf(p.out, "medium %d of %s %s\n", m.Number, i.Ref, how)
 	return nil
+}
+
+// unblankable says what to do with a medium that is not of a kind to blank: directories,
+// and what libvirt takes.
+func unblankable(err error) error {
+	var e *imprint.Error
+	if !errors.As(err, &e) || e.Kind != imprint.Invalid || e.Hint != "" {
+		return err
+	}
+	return e.WithHint("if imprint wrote it, remove it by hand, and then: imprint media forget NAME NUMBER --because TEXT")
 }
