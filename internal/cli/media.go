@@ -57,8 +57,11 @@ away again.`,
 	})
 	c.Args, c.ValidArgsFunction = exactArgs("an instance"), p.completeInstances
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if o.partition != "" {
+		switch {
+		case o.partition != "":
 			return p.addPartition(c.Context(), args[0], &o)
+		case o.out == "":
+			return usagef(c, "it needs --out FILE or --partition DISK")
 		}
 		return p.media(c.Context(), args[0], &o)
 	}
@@ -74,7 +77,6 @@ away again.`,
 	f.BoolVar(&o.mergeVendor, "merge-vendor-data", false, "put vendor data into the user data, for cloud-init before 0.7.6 and for altcloud")
 	f.StringVar(&o.adminPassword, "admin-password", "", "the public `parameter` that becomes the administrator's password; for unattend and sysprep")
 	c.MarkFlagRequired("dialect")
-	c.MarkFlagsOneRequired("out", "partition")
 	for _, whole := range []string{"out", "carrier", "append-to"} {
 		c.MarkFlagsMutuallyExclusive(whole, "partition")
 	}

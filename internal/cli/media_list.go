@@ -41,7 +41,7 @@ func (p *program) mediaListCommand() *cobra.Command {
 				for _, f := range fits {
 					holds := join(f.Holds)
 					if f.Token {
-						holds += ",token"
+						holds += ", token"
 					}
 					row(w, f.Dialect, f.Carrier, orNone(f.Label), f.Capacity, join(f.Readers), holds, f.Summary)
 				}
