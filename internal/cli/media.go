@@ -136,9 +136,6 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 	if carrier.Kind == media.Added {
 		return imprint.Errorf(imprint.Invalid, "write", o.out, "a %s is no file of its own", carrier.Name).WithHint("name the disk that gets one: --partition DISK")
 	}
-	if _, err := driveOn(o.dialect, carrier.Form, carrier.Name); err != nil {
-		return err
-	}
 	if err := carrier.CheckSize(o.bytes()); err != nil {
 		return err
 	}
