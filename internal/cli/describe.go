@@ -83,7 +83,7 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 // describeMedia lists the media that nobody took away, with the remedy when they
 // have done their work.
 func describeMedia(w io.Writer, i *api.Instance) {
-	label, overdue := "Media", false
+	label, overdue, partition := "Media", false, false
 	for _, m := range i.Media {
 		if m.State == imprint.MediumTaken {
 			continue
@@ -99,14 +99,18 @@ func describeMedia(w io.Writer, i *api.Instance) {
 			state = fmt.Sprintf("not taken away, %s: %s", when(m.Settled), m.Detail)
 		}
 		row(w, label, fmt.Sprintf("%d: %s on %s%s, digest %.16s, %s%s; %s", m.Number, m.Dialect, m.Carrier, token, m.Digest, given, when(m.At), state))
-		label = ""
+		label, partition = "", partition || m.Carrier == "partition"
 		overdue = overdue || m.State == imprint.MediumLeft || over(i, m.Generation)
 	}
 	if i.MediaForgotten > 0 {
 		row(w, label, fmt.Sprintf("%d earlier ones were not reported to be taken away, and are no longer on record", i.MediaForgotten))
 	}
 	if overdue {
-		row(w, "", fmt.Sprintf("take it away: imprint media blank FILE --instance %s, or if it is no more: imprint media forget %[1]s NUMBER", i.Ref))
+		row(w, "", "take it away: imprint media blank FILE --instance "+i.Ref)
+		if partition {
+			row(w, "", "from a disk: imprint media remove-partition DISK --label LABEL --instance "+i.Ref)
+		}
+		row(w, "", fmt.Sprintf("or if it is no more: imprint media forget %s NUMBER --because TEXT", i.Ref))
 	}
 }
 

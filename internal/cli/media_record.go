@@ -84,16 +84,16 @@ func recorded(i *api.Instance, c *media.Contents, f io.ReaderAt, path string, is
 	switch {
 	case found == nil && elsewhere != nil:
 		return nil, refuse("its files are those of medium %d of %s, but it is not as imprint writes %s, and may hold more", elsewhere.Number, i.Ref, elsewhere.Carrier).
-			WithHint("remove it by hand, and then: imprint media forget %s %d", i.Ref, elsewhere.Number)
+			WithHint("remove it by hand, and then: imprint media forget %s %d --because TEXT", i.Ref, elsewhere.Number)
 	case found == nil:
 		return nil, refuse("it is none of the media of %s on record", i.Ref).
 			WithHint("imprint media inspect %s shows what it is, and imprint describe %s what is out", path, i.Ref)
 	case c.Partitions > 1:
 		return nil, refuse("it has %d partitions, of which imprint wrote one", c.Partitions).
-			WithHint("remove that partition, and then: imprint media forget %s %d", i.Ref, found.Number)
+			WithHint("remove that partition, and then: imprint media forget %s %d --because TEXT", i.Ref, found.Number)
 	case c.Format == "cpio" && c.Start > 0 && !isInitrd(f):
 		return nil, refuse("what is before the archive is no initial RAM disk").
-			WithHint("remove it by hand, and then: imprint media forget %s %d", i.Ref, found.Number)
+			WithHint("remove it by hand, and then: imprint media forget %s %d --because TEXT", i.Ref, found.Number)
 	}
 	return found, nil
 }

@@ -51,7 +51,8 @@ func TestDescribeShowsMedia(t *testing.T) {
 	at := time.Date(2026, 11, 29, 12, 0, 0, 0, time.Local)
 	const remedy = "take it away: imprint media blank FILE --instance web-1"
 	out := imprint.Medium{Number: 2, Generation: 1, Dialect: "native", Carrier: "iso", Digest: "0123456789abcdef0123", Token: true, At: at, By: "root", State: imprint.MediumOut}
-	taken, left, old := out, out, out
+	taken, left, old, partition := out, out, out, out
+	partition.Carrier = "partition"
 	taken.State, taken.Detail = imprint.MediumTaken, "blanked"
 	left.State, left.Detail, left.Settled = imprint.MediumLeft, "it is in use", at
 	old.Generation = 0
@@ -67,6 +68,7 @@ func TestDescribeShowsMedia(t *testing.T) {
 		"revoked":   {media: []imprint.Medium{out}, state: imprint.Revoked, want: []string{"; out\n"}, overdue: true},
 		"before":    {media: []imprint.Medium{old}, state: imprint.Reserved, want: []string{"; out\n"}, overdue: true},
 		"left":      {media: []imprint.Medium{left}, state: imprint.Reserved, want: []string{"; not taken away, 2026-11-29 12:00:00: it is in use\n"}, overdue: true},
+		"partition": {media: []imprint.Medium{partition}, state: imprint.Closed, want: []string{"\n: from a disk: imprint media remove-partition DISK --label LABEL --instance web-1\n: or if"}, overdue: true},
 		"taken":     {media: []imprint.Medium{taken}, state: imprint.Closed},
 		"two":       {media: []imprint.Medium{out, taken, left}, state: imprint.Closed, want: []string{"Media: 2:", "\n: 2: native"}, overdue: true},
 		"forgotten": {media: []imprint.Medium{taken}, forgotten: 3, state: imprint.Closed, want: []string{"Media: 3 earlier ones were not reported to be taken away"}},
