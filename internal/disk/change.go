@@ -127,8 +127,7 @@ func (s *Slot) write(fill func(io.Writer) error) error {
 
 // Find returns the partition called label, which [Remove] would take away. It fails as
 // [Read] does, with kind [imprint.NotFound] if no partition is called so, and with
-// [imprint.Conflict] if several are, or the one holds something else than a FAT file
-// system, which all media that were added have.
+// [imprint.Conflict] if several are, or imprint did not make what it holds.
 func Find(d Device, label string) (Partition, error) {
 	t, in, err := open(d)
 	if err != nil {
@@ -185,8 +184,8 @@ func (in *reader) called(t *Table, label string) (Partition, volume, error) {
 		return Partition{}, volume{}, imprint.Errorf(imprint.NotFound, "remove from", "disk", "none of its %d partitions is called %s", len(t.Partitions), label)
 	case len(found) > 1:
 		return Partition{}, volume{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s and %s are both called %s", found[0], found[1], label)
-	case !volumes[0].fat:
-		return Partition{}, volume{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s is called %s, but is no medium: it has no FAT file system", found[0], label).
+	case !volumes[0].ours:
+		return Partition{}, volume{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s is called %s, but imprint did not make what it holds", found[0], label).
 			WithHint("if nobody needs it, delete it by hand: sfdisk --delete")
 	}
 	return found[0], volumes[0], nil

@@ -99,7 +99,7 @@ func isExt(b []byte) bool {
 // volume is a file system with a label.
 type volume struct {
 	labels []string
-	fat    bool
+	ours   bool  // imprint made it
 	at     int64 // where a label is that nothing secret is beside, in bytes from the file system's beginning
 	length int64
 }
@@ -123,7 +123,7 @@ func (in *reader) volume(p Partition) (volume, error) {
 	}
 	switch {
 	case isFAT(head):
-		v.fat, v.length = true, 512
+		v.ours, v.length = string(head[3:11]) == maker, 512
 		for _, at := range []int{38, 66} { // with FAT12 and FAT16, and with FAT32
 			if head[at] == 0x29 {
 				add(head[at+5 : at+16])
@@ -184,6 +184,9 @@ func (in *reader) known(at int64, record bool) bool {
 	}
 	return isFAT(head) || isExt(head) || slices.ContainsFunc(volumes(), func(s signature) bool { return bytes.HasPrefix(head[s.at:], []byte(s.magic)) })
 }
+
+// maker is whom the boot sectors name that package media writes.
+const maker = "IMPRINT "
 
 // maxRoot is how much of a root directory is looked through for a label, in bytes.
 const maxRoot = 64 << 10
