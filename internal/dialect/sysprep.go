@@ -22,7 +22,8 @@ func sysprepDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) erro
 		return err
 	}
 	if strings.IndexFunc(secret, func(c rune) bool { return c > '~' || c == '"' || c == '%' }) >= 0 {
-		return imprint.Errorf(imprint.Invalid, "put", "parameter "+in.AdminPassword+" into sysprep.inf", "it holds no quote, no per cent sign and none but characters of ASCII")
+		return imprint.Errorf(imprint.Invalid, "put", "parameter "+in.AdminPassword+" into sysprep.inf", "a password there has no quote, no per cent sign and none but characters of ASCII").
+			WithHint("give the parameter another value, or leave the password out")
 	}
 	if secret == "*" { // quotes make no difference to Setup
 		return imprint.Errorf(imprint.Invalid, "put", "parameter "+in.AdminPassword+" into sysprep.inf", "an asterisk alone means no password there")
