@@ -53,7 +53,7 @@ func Prepare(d Device, p Partition) (*Slot, error) {
 	}
 	if len(found) > 0 {
 		return nil, imprint.Errorf(imprint.Exists, "add to", "disk", "its %s is called %s already", found[0], p.Name).
-			WithHint("remove that first: imprint media remove-partition")
+			WithHint("remove that first: imprint media remove-partition DISK --label %s", p.Name)
 	}
 	s := &Slot{Partition: p, Scheme: t.Scheme, d: d, table: t}
 	if s.Start, err = t.Place(p.Size); err != nil {

@@ -129,7 +129,8 @@ func (t *Table) Place(size int64) (start int64, err error) {
 	}
 	gap(end)
 	if at < 0 {
-		return 0, imprint.Errorf(imprint.Exhausted, "add to", "disk", "a partition of %d MiB does not fit: its largest gap has %d MiB, counted from whole MiB to whole MiB", size/Align, largest/Align)
+		return 0, imprint.Errorf(imprint.Exhausted, "add to", "disk", "a partition of %d MiB does not fit: its largest gap has %d MiB, counted from whole MiB to whole MiB", size/Align, largest/Align).
+			WithHint("enlarge the disk, an image for example with truncate -s +%dM, or shrink a partition", 2*size/Align)
 	}
 	return at, nil
 }
