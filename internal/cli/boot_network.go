@@ -38,9 +38,12 @@ func (p *program) warnUnreachable(ctx context.Context, ref string, urls []string
 	if len(why) == 0 {
 		return // it has nowhere to check in, and nothing to do it with
 	}
+	const listen = "have the server listen where this host's loopback interface leads to, with checkIn.listen"
 	hint := fmt.Sprintf("add %s to checkIn.urls in the server's configuration: that is this host for a machine on QEMU's network", remedy)
-	if u, err := url.Parse(remedy); err == nil && !answers(ctx, net.JoinHostPort("127.0.0.1", u.Port())) {
-		hint = "have the server listen where this host's loopback interface leads to, with checkIn.listen, and " + hint
+	if slices.Contains(urls, remedy) {
+		hint = listen
+	} else if u, err := url.Parse(remedy); err == nil && !answers(ctx, net.JoinHostPort("127.0.0.1", u.Port())) {
+		hint = listen + ", and " + hint
 	}
 	fmt.Fprintf(p.err, "warning: %s will not be able to check in: %s\n  hint: %s\n", ref, strings.Join(why, "; "), hint)
 }

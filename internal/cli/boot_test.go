@@ -174,7 +174,8 @@ func TestWarnUnreachable(t *testing.T) {
 			"warning: web-1 will not be able to check in: https://localhost:" + port + " leads a machine to itself; https://127.0.0.1:" + port + " leads a machine to itself\n",
 			"hint: add https://10.0.2.2:" + port + " to checkIn.urls"}},
 		"name":   {urls: []string{"https://imprint.invalid:" + port}, want: []string{"https://imprint.invalid:" + port + " has a name that no name server knows\n"}},
-		"silent": {urls: []string{"https://10.0.2.2:" + closed}, want: []string{" does not answer\n", "hint: have the server listen"}},
+		"silent": {urls: []string{"https://10.0.2.2:" + closed}, want: []string{" does not answer\n", "with checkIn.listen\n"}},
+		"both":   {urls: []string{"https://localhost:" + closed}, want: []string{"with checkIn.listen, and add https://10.0.2.2:" + closed + " to checkIn.urls"}},
 	} {
 		var complaint bytes.Buffer
 		(&program{err: &complaint}).warnUnreachable(t.Context(), "web-1", c.urls)
