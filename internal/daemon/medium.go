@@ -41,13 +41,16 @@ func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what ap
 		Seed:   make([]byte, dialect.SeedSize), MergeVendor: what.MergeVendor, AdminPassword: what.AdminPassword,
 	}
 	rand.Read(in.Seed) // never fails
-	m := &api.Medium{Label: drive.Label, Time: inst.Updated, Files: map[string]imprint.Secret{}}
+	m := &api.Medium{Label: drive.Label, Time: inst.Updated, Files: map[string]imprint.Secret{}, Token: drive.Payload && imprint.MayHoldToken(in.Readers)}
+	if what.TTL != 0 && !m.Token {
+		return nil, imprint.Errorf(imprint.Invalid, "put", drive.Name+" on "+carrier.Name, "it gets no one-time token, whose life could be chosen")
+	}
 	if drive.Payload {
 		m.CheckIn = f.CheckIn
 		if in.Payload, err = dialect.Payload(inst, f, c.now()).Encode(); err != nil {
 			return nil, err
 		}
-		if m.Token = imprint.MayHoldToken(in.Readers); m.Token {
+		if m.Token {
 			// A token replaces the one before, so what cannot be rendered makes none.
 			if _, _, err := drive.Render(inst, f, in); err != nil {
 				return nil, err
