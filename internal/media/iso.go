@@ -53,6 +53,15 @@ type isoNode struct {
 	number int        // of a directory in the path table, from 1
 	lba    uint32
 	size   uint32
+
+	extent  []byte // of a directory
+	records []isoRecord
+}
+
+// isoRecord is where in a directory's extent the record of a node is.
+type isoRecord struct {
+	at   int
+	node *isoNode
 }
 
 // isoTree is the hierarchy below one descriptor.
@@ -84,7 +93,8 @@ func layISO(v *Volume, root *node) *image {
 	primary.more = take(isoSector)
 	for _, t := range []*isoTree{primary, joliet} {
 		for _, d := range t.dirs {
-			d.size = uint32(len(t.directory(d)))
+			t.writeDirectory(d)
+			d.size = uint32(len(d.extent))
 			d.lba = take(int(d.size))
 		}
 	}
@@ -118,7 +128,8 @@ func layISO(v *Volume, root *node) *image {
 		place(tables[t][0], t.pathTable(binary.LittleEndian))
 		place(tables[t][1], t.pathTable(binary.BigEndian))
 		for _, d := range t.dirs {
-			place(d.lba, t.directory(d))
+			d.locate()
+			place(d.lba, d.extent)
 		}
 		at := uint32(isoSystemArea)
 		if t.joliet {
@@ -220,8 +231,9 @@ func (t *isoTree) pathTable(order binary.AppendByteOrder) []byte {
 	return b
 }
 
-// directory returns the extent of d: whole sectors, and no record in two of them.
-func (t *isoTree) directory(d *isoNode) []byte {
+// writeDirectory makes the extent of d: whole sectors, and no record in two of them.
+// Where what they name is may not be known yet.
+func (t *isoTree) writeDirectory(d *isoNode) {
 	b := make([]byte, 0, isoSector)
 	record, use := make([]byte, 0, 256), make([]byte, 0, 256) // no record is longer
 	put := func(n *isoNode, id []byte, name string, root bool) {
@@ -232,14 +244,24 @@ func (t *isoTree) directory(d *isoNode) []byte {
 		if len(b)%isoSector+len(record) > isoSector {
 			b = pad(b, isoSector)
 		}
+		d.records = append(d.records, isoRecord{len(b), n})
 		b = append(b, record...)
 	}
+	d.records = make([]isoRecord, 0, len(d.kids)+2)
 	put(d, []byte{0}, "", d == t.dirs[0])
 	put(d.parent, []byte{1}, "", false)
 	for _, n := range d.kids {
 		put(n, n.id, n.name, false)
 	}
-	return pad(b, isoSector)
+	d.extent = pad(b, isoSector)
+}
+
+// locate puts into the records of d, in place, where everything is.
+func (d *isoNode) locate() {
+	for _, r := range d.records {
+		both32(d.extent[:r.at+2], r.node.lba)
+		both32(d.extent[:r.at+10], r.node.size)
+	}
 }
 
 // record appends a directory record (ECMA-119 section 9.1) to b, which is empty.
