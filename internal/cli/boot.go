@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -147,6 +149,11 @@ func (p *program) boot(ctx context.Context, ref string, o *bootOptions) (err err
 		if medium, err = p.planMedium(&d.Instance, o); err != nil {
 			return err
 		}
+		// Whoever read what is said here, such as a pager, may end first, and writing to
+		// nobody would end this before the medium is taken away.
+		unread := make(chan os.Signal, 1)
+		signal.Notify(unread, syscall.SIGPIPE)
+		defer signal.Stop(unread)
 		defer func() {
 			if left := medium.end(ctx); err == nil {
 				err = left
