@@ -99,10 +99,9 @@ func (m *monitor) takeAway(ctx context.Context, medium *Medium) (how string, err
 		}
 	} else {
 		how = map[Drive]string{CDDrive: "CD", FloppyDrive: "floppy"}[medium.Drive] + " ejected"
-		if err := m.execute(ctx, "blockdev-open-tray", device{mediumID, true}, nil); err != nil {
-			return "", err
-		}
-		if err := m.execute(ctx, "blockdev-remove-medium", device{ID: mediumID}, nil); err != nil {
+		// In two commands, to open the drive and to take what is in it, a guest can
+		// close it in between.
+		if err := m.execute(ctx, "eject", device{mediumID, true}, nil); err != nil {
 			return "", err
 		}
 	}

@@ -107,6 +107,70 @@ func TestTakeAway(t *testing.T) {
 	}
 }
 
+// A guest that closes its drive again and again keeps nothing. Here another monitor
+// does what such a guest has QEMU do.
+func TestTakeAwayFromGuestThatClosesItsDrive(t *testing.T) {
+	t.Parallel()
+	program := need.Program(t, Program, "qemu-system-x86")
+	for _, drive := range []Drive{CDDrive, FloppyDrive} {
+		dir := t.TempDir()
+		path, socket := filepath.Join(dir, "medium"), filepath.Join(dir, "guest")
+		if err := os.WriteFile(path, make([]byte, 1474560), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m := Machine{MemoryMiB: 64, Kernel: idle(t), Medium: &Medium{drive, path}, Control: true}
+		args, err := m.Args()
+		if err != nil {
+			t.Fatal(err)
+		}
+		control, theirs, err := openMonitor()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer theirs.Close()
+		args = append(args, "-chardev", "socket,id=guest,server=on,wait=off,path="+socket, "-mon", "chardev=guest,mode=control")
+		p, err := start(t.Context(), Run{}, program, args, control, theirs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.medium = m.Medium
+		defer func() { p.Kill(); <-p.Done() }()
+		if _, err := control.uses(t.Context(), path); err != nil { // it is up
+			t.Fatal(err)
+		}
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		guest, closed, ended := newMonitor(conn), make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(ended)
+			var said *refusal
+			for n := 0; ; n++ {
+				if err := guest.execute(t.Context(), "blockdev-close-tray", map[string]string{"id": mediumID}, nil); err != nil && !errors.As(err, &said) {
+					return
+				}
+				if n == 10 {
+					close(closed)
+				}
+			}
+		}()
+		select {
+		case <-closed:
+		case <-ended:
+			t.Fatal("QEMU has ended")
+		}
+		if _, err := p.TakeAway(t.Context()); err != nil {
+			t.Errorf("%s: %v", drive, err)
+		}
+		if openBy(t, p.PID(), path) {
+			t.Errorf("%s: QEMU still has the file open", drive)
+		}
+		conn.Close()
+		<-ended
+	}
+}
+
 // What cannot be done, and a QEMU that hangs or has gone, is an error in time.
 func TestTakeAwayFails(t *testing.T) {
 	t.Parallel()
@@ -142,7 +206,7 @@ func TestTakeAwayFails(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := p.TakeAway(ctx); imprint.KindOf(err) != imprint.Unavailable || !strings.Contains(err.Error(), "it did not answer blockdev-open-tray in time") {
+	if _, err := p.TakeAway(ctx); imprint.KindOf(err) != imprint.Unavailable || !strings.Contains(err.Error(), "it did not answer eject in time") {
 		t.Errorf("a QEMU that is stopped: %v", err)
 	}
 	p.Kill()
