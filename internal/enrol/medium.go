@@ -61,6 +61,9 @@ func settleMedium(i *imprint.Instance, number uint32, state imprint.MediumState,
 		if m.Number != number {
 			continue
 		}
+		if state == imprint.MediumTaken && m.State == state && m.Detail == clip(detail) {
+			return keep, nil // it was said before and the reply was lost
+		}
 		m.State, m.Detail, m.Settled = state, clip(detail), now
 		return imprint.Change{Events: []imprint.Event{event(kind, "", "medium", strconv.FormatUint(uint64(number), 10),
 			"dialect", m.Dialect, "carrier", m.Carrier, key, m.Detail, "by", by)}}, nil

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"imprint"
 )
@@ -64,6 +65,14 @@ func TestMediaAreRemembered(t *testing.T) {
 	}
 	if e := w.last(id); e.Kind != imprint.EventTaken || e.Detail["how"] != "blanked" {
 		t.Errorf("on the timeline: %+v", e)
+	}
+	at := w.now
+	w.now = w.now.Add(time.Minute)
+	if err := settle(1, imprint.MediumTaken, "blanked"); err != nil {
+		t.Fatal(err)
+	}
+	if m, e := w.get(id).Media[0], w.last(id); !m.Settled.Equal(at) || !e.At.Equal(at) {
+		t.Errorf("said again: %+v, %+v", m, e)
 	}
 }
 
