@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"imprint"
+	"imprint/internal/dialect"
 	"imprint/internal/media"
 )
 
@@ -128,8 +129,9 @@ func reportOf(c *media.Contents) *mediumReport {
 	for _, path := range slices.Sorted(maps.Keys(c.Files)) {
 		b := c.Files[path]
 		r.Files = append(r.Files, mediumFile{path, len(b), imprint.DigestOf(b)})
-		if p, err := imprint.DecodePayload(b); err == nil && r.Payload == nil {
-			r.Payload = &mediumPayload{path, p.Instance, p.Generation, p.Tenant, p.Name, p.CheckIn, p.Token != "", imprint.DigestOf(b)}
+		payload := dialect.PayloadIn(b)
+		if p, err := imprint.DecodePayload(payload); err == nil && r.Payload == nil {
+			r.Payload = &mediumPayload{path, p.Instance, p.Generation, p.Tenant, p.Name, p.CheckIn, p.Token != "", imprint.DigestOf(payload)}
 		}
 	}
 	return r

@@ -1,6 +1,7 @@
 package dialect
 
 import (
+	"bytes"
 	"encoding/base64"
 	"fmt"
 	"maps"
@@ -31,7 +32,7 @@ func credentialsDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) 
 		put("ssh.authorized_keys.root", strings.Join(spec.SSHKeys, "\n")+"\n")
 	}
 	if in.Form == Initrd || in.Form == Stub {
-		put("tmpfiles.extra", "d /etc/imprint 0700 root root -\nf~ /etc/imprint/payload.json 0600 root root - "+base64.StdEncoding.EncodeToString(in.Payload)+"\n")
+		put("tmpfiles.extra", "d /etc/imprint 0700 root root -\n"+makePayload+base64.StdEncoding.EncodeToString(in.Payload)+"\n")
 	} else { // the agent finds it by itself, and it is on no disk
 		v.put(ImprintNames+"payload", imprint.Public, string(in.Payload))
 	}
@@ -122,4 +123,21 @@ func networkdFile(name string, e imprint.Ethernet) string {
 		fmt.Fprintf(&b, "Gateway=%s\n", r.Via)
 	}
 	return b.String()
+}
+
+// makePayload is the line by which systemd-tmpfiles makes the payload's file, up to
+// what is in that.
+const makePayload = "f~ /etc/imprint/payload.json 0600 root root - "
+
+// PayloadIn returns the payload that file, the content of one on a medium, has for
+// systemd-tmpfiles, or file itself.
+func PayloadIn(file []byte) []byte {
+	for line := range bytes.Lines(file) {
+		if encoded, ok := bytes.CutPrefix(line, []byte(makePayload)); ok {
+			if b, err := base64.StdEncoding.AppendDecode(nil, bytes.TrimSpace(encoded)); err == nil {
+				return b
+			}
+		}
+	}
+	return file
 }
