@@ -82,6 +82,9 @@ func recorded(i *api.Instance, c *media.Contents, f io.ReaderAt, path string, is
 		}
 	}
 	switch {
+	case found == nil && elsewhere != nil && elsewhere.Carrier == "partition" && c.Table != media.NoTable:
+		return nil, refuse("it is a disk, and medium %d of %s is a partition of it", elsewhere.Number, i.Ref).
+			WithHint("imprint media remove-partition %s --label %s --instance %s", path, c.Label, i.Ref)
 	case found == nil && elsewhere != nil:
 		return nil, refuse("its files are those of medium %d of %s, but it is not as imprint writes %s, and may hold more", elsewhere.Number, i.Ref, elsewhere.Carrier).
 			WithHint("remove it by hand, and then: imprint media forget %s %d --because TEXT", i.Ref, elsewhere.Number)
