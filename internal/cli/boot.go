@@ -198,6 +198,11 @@ func (p *program) runMachine(ctx context.Context, ref string, m *qemu.Machine, m
 		if _, err := m.Args(); err != nil { // before a token is made for nobody
 			return err
 		}
+		for _, path := range append(o.disks, o.initrd) {
+			if _, err := os.Stat(path); path != "" && err != nil {
+				return fileError("read", path, err)
+			}
+		}
 		if err := medium.make(ctx); err != nil {
 			return err
 		}

@@ -70,7 +70,7 @@ func (p *program) planMedium(i *api.Instance, o *bootOptions) (*bootMedium, erro
 		return b, nil
 	}
 	if b.dir, err = os.MkdirTemp("", "imprint-boot-"); err != nil { // 0700
-		return nil, fileError("boot", i.Ref, err)
+		return nil, fileError("make a directory in", os.TempDir(), err).WithHint("TMPDIR says where media are for as long as they are attached")
 	}
 	b.path = filepath.Join(b.dir, "medium")
 	return b, nil
