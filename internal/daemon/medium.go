@@ -41,7 +41,7 @@ func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what ap
 		Seed:   make([]byte, dialect.SeedSize), MergeVendor: what.MergeVendor, AdminPassword: what.AdminPassword,
 	}
 	rand.Read(in.Seed) // never fails
-	m := &api.Medium{Label: drive.Label, Time: inst.Updated, Files: map[string]imprint.Secret{}, Token: drive.Payload && imprint.MayHoldToken(in.Readers)}
+	m := &api.Medium{Label: drive.Label, Time: inst.Updated, Token: drive.Payload && imprint.MayHoldToken(in.Readers)}
 	if what.TTL != 0 && !m.Token {
 		return nil, imprint.Errorf(imprint.Invalid, "put", drive.Name+" on "+carrier.Name, "it gets no one-time token, whose life could be chosen")
 	}
@@ -51,8 +51,8 @@ func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what ap
 			return nil, err
 		}
 		if m.Token {
-			// A token replaces the one before, so what cannot be rendered makes none.
-			if _, _, err := drive.Render(inst, f, in); err != nil {
+			// A token replaces the one before, so what cannot be written makes none.
+			if err := render(m, drive, carrier, inst, f, in); err != nil {
 				return nil, err
 			}
 			payload, err := c.Payload(ctx, id, time.Duration(what.TTL))
@@ -62,15 +62,11 @@ func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what ap
 			in.Payload = payload.Reveal()
 		}
 	}
-	view, omitted, err := drive.Render(inst, f, in)
-	if err != nil {
+	if err := render(m, drive, carrier, inst, f, in); err != nil {
 		return nil, err
 	}
-	if m.Omitted = omitted; drive.Payload && !m.Token {
+	if drive.Payload && !m.Token {
 		m.Omitted = append(m.Omitted, "one-time token")
-	}
-	for path, value := range view.Values {
-		m.Files[path] = imprint.NewSecret(value.Data)
 	}
 	m.Number, err = c.engine.GiveOut(ctx, id, imprint.Medium{
 		Generation: inst.Generation, Dialect: drive.Name, Carrier: carrier.Name, Token: m.Token, Digest: imprint.DigestOfFiles(m.FileBytes()),
@@ -79,6 +75,21 @@ func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what ap
 		return nil, err
 	}
 	return m, nil
+}
+
+// render puts into m what the drive holds, if it can be written on the carrier.
+func render(m *api.Medium, drive dialect.Drive, carrier media.Carrier, inst *imprint.Instance, f dialect.Facts, in dialect.DriveInput) error {
+	view, omitted, err := drive.Render(inst, f, in)
+	if err != nil {
+		return err
+	}
+	v := &media.Volume{Label: m.Label, Time: m.Time, Files: map[string][]byte{}}
+	m.Omitted, m.Files = omitted, map[string]imprint.Secret{}
+	for path, value := range view.Values {
+		v.Files[path] = value.Data
+		m.Files[path] = imprint.NewSecret(value.Data)
+	}
+	return carrier.Check(v)
 }
 
 // SettleMedium records what became of a medium.

@@ -161,6 +161,18 @@ func (c Carrier) CheckSize(size int64) error {
 	return checkSize("disk", size, MinDisk)
 }
 
+// Check fails as writing v does, if no medium of the kind can hold it, of whatever size.
+func (c Carrier) Check(v *Volume) error {
+	switch c.Kind {
+	case Directory:
+		_, err := c.files(v, "/")
+		return err
+	case Added:
+		return FAT(io.Discard, v, NoTable, 0)
+	}
+	return c.Write(io.Discard, v, 0)
+}
+
 // Files returns the files of the directory dir, an absolute path, by their paths
 // below it. It fails with kind [imprint.Invalid] unless c is a [Directory], and as its
 // format does.
