@@ -46,6 +46,8 @@ type Drive struct {
 	// Payload says that the bootstrap document is on it, with a one-time token where
 	// the readers allow one.
 	Payload bool
+	// UserData says that the user's own data is on it, and is for stock software.
+	UserData bool
 	// Password says that it can set a password of the administrator.
 	Password bool
 	// Forms say what it can be put on.
@@ -74,16 +76,16 @@ func Drives() []Drive {
 	return []Drive{
 		{
 			Name: "openstack", Summary: "config drive of Nova's, for cloud-init, cloudbase-init and others",
-			Label: "config-2", Readers: all, Forms: []Form{Volume}, render: configDrive,
+			Label: "config-2", Readers: all, UserData: true, Forms: []Form{Volume}, render: configDrive,
 		}, {
 			Name: "nocloud", Summary: "for cloud-init's NoCloud",
-			Label: "cidata", Readers: all, Forms: []Form{Volume}, render: noCloudDrive,
+			Label: "cidata", Readers: all, UserData: true, Forms: []Form{Volume}, render: noCloudDrive,
 		}, {
 			Name: "nocloud-net", Summary: "the line that sends cloud-init's NoCloud to the host's metadata",
 			Readers: all, Forms: []Form{System}, render: noCloudSeed,
 		}, {
 			Name: "ec2", Summary: "the part of a config drive that is in EC2's terms",
-			Label: "config-2", Readers: all, Forms: []Form{Volume}, render: ec2Drive,
+			Label: "config-2", Readers: all, UserData: true, Forms: []Form{Volume}, render: ec2Drive,
 		}, {
 			Name: "ganeti", Summary: "the parameters of a Ganeti operating system",
 			Label: "ganeti", Readers: all, Forms: []Form{Volume}, render: ganetiDrive,
@@ -95,7 +97,7 @@ func Drives() []Drive {
 			Label: "sysprep", Readers: all, Password: true, Forms: []Form{Volume}, render: sysprepDrive,
 		}, {
 			Name: "altcloud", Summary: "user data for cloud-init's AltCloud, on a floppy or a CD",
-			Label: "CDROM", Readers: all, Forms: []Form{Volume}, render: altCloudDrive,
+			Label: "CDROM", Readers: all, UserData: true, Forms: []Form{Volume}, render: altCloudDrive,
 		}, {
 			Name: "credentials", Summary: "systemd credentials, and the payload for imprint-agent",
 			Payload: true, Forms: []Form{Initrd, Firmware, FWCfg, Stub}, render: credentialsDrive,
@@ -132,6 +134,10 @@ func (d Drive) Render(inst *imprint.Instance, facts Facts, in DriveInput) (*impr
 		return nil, nil, imprint.Errorf(imprint.Invalid, "render", d.Name, "it has no place for an administrator's password").
 			WithHint("unattend and sysprep have one")
 	}
+	if in.MergeVendor && !d.UserData {
+		return nil, nil, imprint.Errorf(imprint.Invalid, "render", d.Name, "it has no user data, into which vendor data could be put").
+			WithHint("openstack, nocloud, ec2 and altcloud have")
+	}
 	if in.MergeVendor && !in.Closed { // then there is no user data to merge it into
 		inst = mergeVendor(inst)
 	}
@@ -144,7 +150,7 @@ func (d Drive) Render(inst *imprint.Instance, facts Facts, in DriveInput) (*impr
 			delete(v.m, name)
 		}
 	}
-	if in.Closed && inst.Spec.UserData != "" && !d.Payload {
+	if in.Closed && inst.Spec.UserData != "" && d.UserData {
 		omitted = append(omitted, "user data")
 	}
 	for _, p := range inst.Spec.Params {

@@ -201,3 +201,24 @@ func TestAnswerFile(t *testing.T) {
 		}
 	}
 }
+
+// Vendor data is merged into user data, and into nothing else; and nobody misses
+// user data that would not have been there.
+func TestUserDataIsWhereItBelongs(t *testing.T) {
+	t.Parallel()
+	inst := windows()
+	inst.Spec.UserData, inst.Spec.VendorData = "#cloud-config\n", "#cloud-config\n"
+	has := map[string]bool{"openstack": true, "nocloud": true, "ec2": true, "altcloud": true}
+	for _, d := range dialect.Drives() {
+		in := dialect.DriveInput{Readers: mediumReaders, MergeVendor: true, Seed: make([]byte, dialect.SeedSize), Payload: []byte("{}"), Form: d.Forms[0]}
+		_, _, err := d.Render(inst, facts, in)
+		if refused := err != nil && strings.Contains(err.Error(), "it has no user data, into which vendor data could be put"); refused == has[d.Name] {
+			t.Errorf("%s with vendor data: %v", d.Name, err)
+		}
+		in.MergeVendor, in.Closed = false, true
+		_, omitted, err := d.Render(inst, facts, in)
+		if err == nil && slices.Contains(omitted, "user data") != has[d.Name] {
+			t.Errorf("%s after the boot leaves out %q", d.Name, omitted)
+		}
+	}
+}
