@@ -112,10 +112,13 @@ func (s *Server) param(c *call) error {
 }
 
 // userData answers GET user-data with its bytes: what stock software reads until
-// the boot is closed, and the key's holder at any time.
+// the boot is closed, and the key's holder at any time. It is on record before.
 func (s *Server) userData(c *call) error {
 	if c.machine.Spec.UserData == "" {
 		return imprint.Errorf(imprint.NotFound, "read", c.machine.Ref(), "it has no user data")
+	}
+	if err := s.report(c, imprint.ReportServed, "user-data"); err != nil {
+		return err
 	}
 	c.reply.Header().Set("Content-Type", "application/octet-stream")
 	c.reply.Header().Set("Cache-Control", "no-store")
@@ -143,7 +146,7 @@ func (s *Server) crl(c *call) error {
 func (s *Server) report(c *call, kind imprint.ReportKind, name string) error {
 	return s.engine.Report(c.Context(), imprint.Report{
 		Instance: c.identity.Instance, Generation: c.identity.Generation, Channel: imprint.NetworkEST,
-		Kind: kind, Name: name, Serial: c.identity.Serial,
+		Kind: kind, Name: name, Serial: c.identity.Serial, From: "whoever holds certificate " + string(c.identity.Serial),
 	})
 }
 

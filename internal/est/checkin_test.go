@@ -197,8 +197,12 @@ func TestUserData(t *testing.T) {
 	if r := get(t, e.client(t, "default", cert), "default", own+"user-data"); r.status != 200 || r.body != "#cloud-config\n" || r.header.Get("Cache-Control") != "no-store" {
 		t.Errorf("%d %q", r.status, r.body)
 	}
-	if r := get(t, e.client(t, "default", nil), "default", own+"user-data"); r.status/100 != 4 || strings.Contains(r.body, "cloud") {
-		t.Errorf("without a certificate: %d %q", r.status, r.body)
+	if n := len(e.reports); n == 0 || e.reports[n-1].Kind != imprint.ReportServed || e.reports[n-1].Name != "user-data" || !strings.HasPrefix(e.reports[n-1].From, "whoever holds certificate ") {
+		t.Errorf("reports %+v", e.reports)
+	}
+	n := len(e.reports)
+	if r := get(t, e.client(t, "default", nil), "default", own+"user-data"); r.status/100 != 4 || strings.Contains(r.body, "cloud") || len(e.reports) != n {
+		t.Errorf("without a certificate: %d %q, %d reports", r.status, r.body, len(e.reports)-n)
 	}
 }
 
