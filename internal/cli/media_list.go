@@ -2,6 +2,7 @@ package cli
 
 import (
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -36,17 +37,37 @@ func (p *program) mediaListCommand() *cobra.Command {
 					}
 				}
 			}
-			return p.print(fits, func(w io.Writer) {
-				row(w, "DIALECT", "CARRIER", "LABEL", "CAPACITY", "READ BY", "MAY HOLD", "FOR")
-				for _, f := range fits {
-					holds := join(f.Holds)
-					if f.Token {
-						holds += ", token"
-					}
-					row(w, f.Dialect, f.Carrier, orNone(f.Label), f.Capacity, join(f.Readers), holds, f.Summary)
-				}
-			})
+			return p.print(fits, func(w io.Writer) { tableOfFits(w, fits) })
 		},
+	}
+}
+
+// tableOfFits has a row for the carriers on which a dialect is alike, and what they
+// are in rows of their own.
+func tableOfFits(w io.Writer, fits []mediaFit) {
+	carriers := map[string][]string{} // by the rest of their rows
+	var rows []string
+	for _, f := range fits {
+		holds := join(f.Holds)
+		if f.Token {
+			holds += ", token"
+		}
+		rest := strings.Join([]string{orNone(f.Label), join(f.Readers), holds, f.Summary}, "\t")
+		key := f.Dialect + "\t" + rest
+		if carriers[key] == nil {
+			rows = append(rows, key)
+		}
+		carriers[key] = append(carriers[key], f.Carrier)
+	}
+	row(w, "DIALECT", "CARRIER", "LABEL", "READ BY", "MAY HOLD", "FOR")
+	for _, key := range rows {
+		name, rest, _ := strings.Cut(key, "\t")
+		row(w, name, join(carriers[key]), rest)
+	}
+	row(w, "")
+	row(w, "CARRIER", "BYTES", "WHAT IT IS")
+	for _, c := range media.Carriers() {
+		row(w, c.Name, c.Capacity, c.Summary)
 	}
 }
 

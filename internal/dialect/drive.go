@@ -78,7 +78,7 @@ func Drives() []Drive {
 			Name: "openstack", Summary: "config drive of Nova's, for cloud-init, cloudbase-init and others",
 			Label: "config-2", Readers: all, UserData: true, Forms: []Form{Volume}, render: configDrive,
 		}, {
-			Name: "nocloud", Summary: "for cloud-init's NoCloud",
+			Name: "nocloud", Summary: "seed for cloud-init's NoCloud",
 			Label: "cidata", Readers: all, UserData: true, Forms: []Form{Volume}, render: noCloudDrive,
 		}, {
 			Name: "nocloud-net", Summary: "the line that sends cloud-init's NoCloud to the host's metadata",
