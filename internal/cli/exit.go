@@ -33,7 +33,7 @@ func exitCodes() []exitStatus {
 		{4, []imprint.Kind{imprint.NotFound}, "what was named does not exist"},
 		{5, []imprint.Kind{imprint.Exists, imprint.Conflict}, "it exists already, or is in a state that does not allow this"},
 		{6, []imprint.Kind{imprint.Denied, imprint.Unauthorized}, "not allowed"},
-		{7, []imprint.Kind{imprint.Unavailable}, "the server, or what it depends on, cannot be reached; try again later"},
+		{7, []imprint.Kind{imprint.Unavailable}, "the server, or what the command depends on, cannot be reached or took too long; try again later"},
 		{8, []imprint.Kind{imprint.Exhausted}, "a limit or a disk is full"},
 		{9, []imprint.Kind{imprint.Contested}, "a second key claimed the same machine"},
 		{10, []imprint.Kind{imprint.Pending}, "an operator has to approve first"},

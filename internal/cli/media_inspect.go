@@ -64,7 +64,8 @@ A payload is described without its one-time token, but --print shows a file as i
 			if print != "" {
 				b, ok := c.Files[print]
 				if !ok {
-					return imprint.Errorf(imprint.NotFound, "inspect", args[0], "it has no file %s", print)
+					return imprint.Errorf(imprint.NotFound, "inspect", args[0], "it has no file %s", print).
+						WithHint("without --print they are listed")
 				}
 				_, err := p.out.Write(b)
 				return err
