@@ -126,7 +126,7 @@ func inspectError(name string, err error) error {
 }
 
 func reportOf(c *media.Contents) *mediumReport {
-	r := &mediumReport{Format: c.Format, Table: c.Table, Start: c.Start, Label: c.Label, Second: c.Second, Names: c.Names, Digest: imprint.DigestOfFiles(c.Files), Files: []mediumFile{}}
+	r := &mediumReport{Format: c.Format, Table: c.Table, Start: c.Start, Label: c.Label, Second: c.Second, Names: c.Names, Digest: c.Digest(), Files: []mediumFile{}}
 	for _, path := range slices.Sorted(maps.Keys(c.Files)) {
 		b := c.Files[path]
 		r.Files = append(r.Files, mediumFile{path, len(b), imprint.DigestOf(b)})

@@ -69,7 +69,7 @@ func recorded(i *api.Instance, c *media.Contents, f io.ReaderAt, path string, is
 	refuse := func(format string, args ...any) *imprint.Error {
 		return imprint.Errorf(imprint.Conflict, "blank", path, format, args...)
 	}
-	digest := imprint.DigestOfFiles(c.Files)
+	digest := c.Digest()
 	var found, elsewhere *imprint.Medium
 	for n := range i.Media {
 		m := &i.Media[n]

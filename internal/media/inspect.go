@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"maps"
 	"strings"
 
 	"imprint"
@@ -130,6 +131,19 @@ func InspectDir(dir fs.FS) (*Contents, error) {
 		return nil, err
 	}
 	return &Contents{Format: "directory", Table: NoTable, Names: "files", Files: in.files}, nil
+}
+
+// Digest is of what was put on the medium, as it is on record: of all files, but in a
+// directory that [FWCfg] made without those that only attach it. Of what [Stub] made it
+// is another than the record's, since that is encrypted.
+func (c *Contents) Digest() imprint.Digest {
+	files := c.Files
+	if c.Format == "directory" && files[QEMUConfig] != nil && files[libvirtXML] != nil {
+		files = maps.Clone(files)
+		delete(files, QEMUConfig)
+		delete(files, libvirtXML)
+	}
+	return imprint.DigestOfFiles(files)
 }
 
 func damaged(format string, args ...any) error {
