@@ -50,6 +50,13 @@ var imports = []struct {
 	{"internal/disk", "imprint", "golang.org/x/sys"},
 	{"internal/platform/qemu", "imprint", ""},
 
+	// The helper VM: what both ends say, the host's side, the guest's, and the cage
+	// for what it runs.
+	{"internal/job", "imprint", ""},
+	{"internal/helpervm", "imprint internal/job", ""},
+	{"internal/inside", "imprint internal/job", ""},
+	{"internal/confine", "imprint", ""},
+
 	// The operator's side.
 	{"api", "imprint", ""},
 	{"internal/server", "imprint api internal/peercred", "github.com/danielgtaylor/huma/v2 github.com/prometheus/client_golang"},
