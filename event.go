@@ -37,6 +37,7 @@ const (
 	EventMedium    EventKind = "medium"   // what a medium holds was given out
 	EventTaken     EventKind = "taken"    // a medium was taken away
 	EventLeft      EventKind = "left"     // a medium could not be taken away
+	EventInstall   EventKind = "install"  // a step of an installation: see [InstallStep]
 )
 
 // Event is one line of an instance's timeline. It never holds a private value.

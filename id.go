@@ -74,6 +74,12 @@ func (s Serial) Int() (n *big.Int, ok bool) {
 // SubjectPublicKeyInfo.
 func KeyIDOf(spki []byte) KeyID { return KeyID(DigestOf(spki)) }
 
+// ValidDigest reports whether s can be a [Digest].
+func ValidDigest(s Digest) bool {
+	b, err := hex.DecodeString(string(s))
+	return err == nil && len(b) == sha256.Size && hex.EncodeToString(b) == string(s)
+}
+
 // DigestOf returns the SHA-256 of b.
 func DigestOf(b []byte) Digest {
 	sum := sha256.Sum256(b)

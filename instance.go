@@ -48,10 +48,12 @@ type Instance struct {
 	// Media are those that the server gave out, of all generations, oldest first;
 	// MediaForgotten counts those that it no longer remembers and that nobody
 	// reported to be taken away.
-	Media          []Medium  `json:"media,omitempty"`
-	MediaForgotten int       `json:"mediaForgotten,omitempty"`
-	Created        time.Time `json:"created"`
-	Updated        time.Time `json:"updated"`
+	Media          []Medium `json:"media,omitempty"`
+	MediaForgotten int      `json:"mediaForgotten,omitempty"`
+	// Installation is the latest that was reported of one; nil is none.
+	Installation *Installation `json:"installation,omitempty"`
+	Created      time.Time     `json:"created"`
+	Updated      time.Time     `json:"updated"`
 	// Events counts the events ever recorded for this instance.
 	Events uint64 `json:"events"`
 	// Reported is the ID of the last [Report] that went on record, of those that
@@ -78,6 +80,9 @@ func (i *Instance) Clone() *Instance {
 	}
 	if c.NIC != nil {
 		c.NIC = new(*c.NIC)
+	}
+	if c.Installation != nil {
+		c.Installation = new(*c.Installation)
 	}
 	if e.Delivery != nil {
 		e.Delivery = new(*e.Delivery)

@@ -43,11 +43,12 @@ type Instance struct {
 	NIC        *imprint.NIC       `json:"nic,omitempty" doc:"The interface on the host's link-local network."`
 	Media      []imprint.Medium   `json:"media,omitempty" doc:"The media that were given out, of all generations, oldest first."`
 	// MediaForgotten counts media of which the record has no room any more.
-	MediaForgotten int       `json:"mediaForgotten,omitempty" doc:"How many media were given out before those, and not reported to be taken away."`
-	Created        time.Time `json:"created"`
-	Updated        time.Time `json:"updated"`
-	Events         uint64    `json:"events" doc:"How many events were ever recorded."`
-	Revision       int64     `json:"revision" doc:"The store's revision of this record."`
+	MediaForgotten int                   `json:"mediaForgotten,omitempty" doc:"How many media were given out before those, and not reported to be taken away."`
+	Installation   *imprint.Installation `json:"installation,omitempty" doc:"The latest that was reported of an installation of its disk."`
+	Created        time.Time             `json:"created"`
+	Updated        time.Time             `json:"updated"`
+	Events         uint64                `json:"events" doc:"How many events were ever recorded."`
+	Revision       int64                 `json:"revision" doc:"The store's revision of this record."`
 	// HostAway is not told by a watch.
 	HostAway bool `json:"hostAway,omitempty" doc:"The hypervisor that serves it is not connected to this server; a watch does not tell."`
 }
@@ -78,7 +79,7 @@ func FromInstance(i *imprint.Instance) Instance {
 			State: e.State, Expires: e.Expires, TokenExpires: e.TokenExpires, Delivery: e.Delivery, Claim: e.Claim,
 			Certificate: e.Certificate, ServedAt: e.ServedAt, HomeAt: e.HomeAt, ConfirmedAt: e.ConfirmedAt, ClosedAt: e.ClosedAt, Password: e.Password, Reason: e.Reason,
 		},
-		NIC: i.NIC, Media: i.Media, MediaForgotten: i.MediaForgotten, Created: i.Created, Updated: i.Updated, Events: i.Events, Revision: i.Revision,
+		NIC: i.NIC, Media: i.Media, MediaForgotten: i.MediaForgotten, Installation: i.Installation, Created: i.Created, Updated: i.Updated, Events: i.Events, Revision: i.Revision,
 	}
 }
 

@@ -72,12 +72,34 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 		row(w, "Certificate", fmt.Sprintf("serial %s, %s to %s", c.Serial, when(c.NotBefore), when(c.NotAfter)))
 		row(w, "Issuance log", c.Log)
 	}
+	if i.Installation != nil {
+		row(w, "Installation", describeInstallation(i))
+	}
 	describeMedia(w, i)
 	row(w, "")
 	row(w, "TIME", "GEN", "EVENT", "CHANNEL", "DETAIL")
 	for _, ev := range d.Timeline {
 		row(w, when(ev.At), ev.Generation, ev.Kind, orNone(string(ev.Channel)), detail(ev.Detail))
 	}
+}
+
+// describeInstallation says how far the installation of a disk is.
+func describeInstallation(i *api.Instance) string {
+	in := i.Installation
+	s := fmt.Sprintf("%s, %s: generation %d on %s", in.Step, when(in.At), in.Generation, in.Disk)
+	if in.Host != "" {
+		s += " of " + in.Host
+	}
+	if in.Image != "" {
+		s += ", from " + in.Image
+	}
+	if in.Digest != "" {
+		s += fmt.Sprintf(" (sha256:%.16s)", in.Digest)
+	}
+	if in.Step == imprint.InstallFailed {
+		s += ": " + in.Detail
+	}
+	return s
 }
 
 // describeMedia lists the media that nobody took away, with the remedy when they

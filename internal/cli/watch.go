@@ -134,6 +134,10 @@ func (w *watcher) event(e *imprint.Event) {
 	}
 	code := green
 	switch e.Kind {
+	case imprint.EventInstall:
+		if e.Detail["step"] == string(imprint.InstallFailed) {
+			code = red
+		}
 	case imprint.EventRefused, imprint.EventContested, imprint.EventRevoked, imprint.EventExpired, imprint.EventLeft:
 		code = red
 	case imprint.EventWaiting:

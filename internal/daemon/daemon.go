@@ -244,18 +244,19 @@ func (d *Daemon) openServer() error {
 	registry := &registry{settings: s, store: d.store, engine: d.engine, values: d.values, logger: d.Logger, now: d.Now}
 	var err error
 	d.server, err = server.New(server.Config{
-		Instances:   instances{d.store},
-		Registry:    registry,
-		Decisions:   d.engine,
-		Credentials: &credentials{engine: d.engine, store: d.store, facts: d.facts(), now: d.Now},
-		Params:      &params{values: d.values, hosts: d.hosts, store: d.store},
-		Pipes:       d.hosts,
-		Hosts:       d.hosts,
-		Watcher:     watcher{d.store},
-		Authorities: trust{d.authorities},
-		RootKeys:    trust{d.authorities},
-		Sealing:     &sealing{keys: d.keys, store: d.store, values: d.values, authorities: d.authorities, logger: d.Logger},
-		Log:         issuanceLog{d.log, d.logDir(), d.logKey},
+		Instances:     instances{d.store},
+		Registry:      registry,
+		Decisions:     d.engine,
+		Installations: d.engine,
+		Credentials:   &credentials{engine: d.engine, store: d.store, facts: d.facts(), now: d.Now},
+		Params:        &params{values: d.values, hosts: d.hosts, store: d.store},
+		Pipes:         d.hosts,
+		Hosts:         d.hosts,
+		Watcher:       watcher{d.store},
+		Authorities:   trust{d.authorities},
+		RootKeys:      trust{d.authorities},
+		Sealing:       &sealing{keys: d.keys, store: d.store, values: d.values, authorities: d.authorities, logger: d.Logger},
+		Log:           issuanceLog{d.log, d.logDir(), d.logKey},
 		Check: func(ctx context.Context, spec *imprint.Spec) error {
 			if err := manifest.Check(spec); err != nil {
 				return err

@@ -150,10 +150,13 @@ const maxQuoted = 200
 
 // clip makes foreign text fit for a line of a log or a terminal: short, and
 // without controls, those of C1 and of writing direction included.
-func clip(s string) string {
-	long := len(s) > maxQuoted
+func clip(s string) string { return clipTo(s, maxQuoted) }
+
+// clipTo is clip for so many bytes.
+func clipTo(s string, most int) string {
+	long := len(s) > most
 	if long {
-		s = s[:maxQuoted]
+		s = s[:most]
 	}
 	s = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

@@ -41,6 +41,13 @@ type Decisions interface {
 	Rebirth(ctx context.Context, id imprint.InstanceID, by string) (*imprint.Instance, error)
 }
 
+// Installations keeps account of installations. Kinds: NotFound; Invalid for what
+// cannot be reported; Conflict for another generation, for a step of an installation
+// that was not started, and for one that starts though a key has claimed.
+type Installations interface {
+	ReportInstallation(ctx context.Context, id imprint.InstanceID, r imprint.Installation) (*imprint.Instance, error)
+}
+
 // Credentials hands out one-time tokens. A new token replaces an earlier one; a
 // ttl of 0 is the default. Kinds: NotFound, Conflict once a key is bound.
 type Credentials interface {

@@ -214,6 +214,16 @@ func (w *world) SettleMedium(ctx context.Context, id imprint.InstanceID, number 
 	return err
 }
 
+func (w *world) ReportInstallation(ctx context.Context, id imprint.InstanceID, r imprint.Installation) (*imprint.Instance, error) {
+	return w.move(ctx, id, imprint.EventInstall, r.By, func(i *imprint.Instance) error {
+		if r.Generation != i.Generation {
+			return imprint.Errorf(imprint.Conflict, "install", i.Ref(), "generation %d began", i.Generation)
+		}
+		i.Installation = &r
+		return nil
+	})
+}
+
 func (w *world) Payload(_ context.Context, id imprint.InstanceID, _ time.Duration) (imprint.Secret, error) {
 	return imprint.NewSecret([]byte(`{"imprint":1,"instance":"` + string(id) + `"}`)), nil
 }
@@ -428,7 +438,7 @@ func config(w *world, log io.Writer) Config {
 		"acme":    {Name: "acme", Domains: []string{"acme.example"}},
 	}
 	return Config{
-		Instances: w, Registry: w, Decisions: w, Credentials: w, Params: w, Pipes: w, Hosts: w, Watcher: w, Authorities: w, RootKeys: w, Sealing: w, Log: w,
+		Instances: w, Registry: w, Decisions: w, Installations: w, Credentials: w, Params: w, Pipes: w, Hosts: w, Watcher: w, Authorities: w, RootKeys: w, Sealing: w, Log: w,
 		Check: func(_ context.Context, s *imprint.Spec) error { return checkSpec(s) },
 		Tenant: func(name imprint.TenantName) (imprint.Tenant, error) {
 			t, ok := tenants[name]

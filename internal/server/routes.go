@@ -42,6 +42,7 @@ func (s *Server) routes() []route {
 		unknown = []imprint.Kind{imprint.NotFound}
 		input   = []imprint.Kind{imprint.NotFound, imprint.Invalid}
 		move    = []imprint.Kind{imprint.NotFound, imprint.Conflict}
+		report  = []imprint.Kind{imprint.NotFound, imprint.Invalid, imprint.Conflict}
 		full    = []imprint.Kind{imprint.NotFound, imprint.Invalid, imprint.Exhausted}
 		create  = []imprint.Kind{imprint.Invalid, imprint.Exists, imprint.NotFound, imprint.Exhausted}
 	)
@@ -67,6 +68,7 @@ func (s *Server) routes() []route {
 		{post, one + "/payload", Operator, "create-payload", "Hand out the payload with a one-time token in it", move, "application/octet-stream", 0, handle(s, s.payload)},
 		{post, one + "/medium", Operator, "create-medium", "Hand out what a medium holds, as a tar archive; its global header says what was left out", move, "application/octet-stream", 0, handle(s, s.medium)},
 		{put, one + "/media/{number}", Operator, "settle-medium", "Report what became of a medium that was given out", input, "", 0, handle(s, s.settleMedium)},
+		{put, one + "/installation", Operator, "report-installation", "Report a step of an installation of the instance's disk", report, "", 0, handle(s, s.reportInstallation)},
 		{get, one + "/pipes", Reader, "list-pipes", "List an instance's message pipes and what waits in them", unknown, "", 0, handle(s, s.pipes)},
 		{post, pipe, Operator, "write-pipe", "Write a message for the machine", full, "", imprint.MaxMessage + 1, handle(s, s.writePipe)},
 		{get, pipe, Operator, "read-pipe", "Read the machine's oldest message, which stays; empty if none came", unknown, "application/octet-stream", 0, handle(s, s.readPipe)},

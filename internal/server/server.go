@@ -19,18 +19,19 @@ import (
 
 // Config is what a server works with. All dependencies are needed.
 type Config struct {
-	Instances   Instances
-	Registry    Registry
-	Decisions   Decisions
-	Credentials Credentials
-	Params      Params
-	Pipes       Pipes
-	Hosts       Hosts
-	Watcher     Watcher
-	Authorities Authorities
-	RootKeys    RootKeys
-	Sealing     Sealing
-	Log         IssuanceLog
+	Instances     Instances
+	Registry      Registry
+	Decisions     Decisions
+	Installations Installations
+	Credentials   Credentials
+	Params        Params
+	Pipes         Pipes
+	Hosts         Hosts
+	Watcher       Watcher
+	Authorities   Authorities
+	RootKeys      RootKeys
+	Sealing       Sealing
+	Log           IssuanceLog
 
 	// Check judges a new spec apart from its tenant.
 	Check func(context.Context, *imprint.Spec) error

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -295,6 +296,16 @@ func TestOperations(t *testing.T) {
 	}
 	if got := must[*api.Instance](t)(r.client.Get(ctx, ref)).Media; len(got) != 1 || got[0].Number != 7 || got[0].State != imprint.MediumTaken || got[0].Detail != "blanked" || got[0].By == "" {
 		t.Errorf("media: %+v", got)
+	}
+	step := api.InstallReport{ID: imprint.DigestOf(nil), Generation: 2, Step: imprint.InstallFetched, Host: "hv-1", Disk: "/dev/vg/web-1",
+		Image: "https://images.example/d.qcow2", Digest: imprint.DigestOf([]byte("d")), Detail: "2 GiB"}
+	want := imprint.Installation{ID: step.ID, Generation: 2, Step: step.Step, Host: step.Host, Disk: step.Disk, Image: step.Image, Digest: step.Digest, Detail: step.Detail, By: fmt.Sprintf("uid %d", os.Getuid())}
+	if i := must[*api.Instance](t)(r.client.ReportInstallation(ctx, ref, step)); i.Installation == nil || *i.Installation != want {
+		t.Errorf("installation: %+v; want %+v", i.Installation, want)
+	}
+	step.Generation = 1
+	if _, err := r.client.ReportInstallation(ctx, ref, step); imprint.KindOf(err) != imprint.Conflict {
+		t.Errorf("an installation of another generation: %v", err)
 	}
 	for range 2 {
 		if err := r.client.WritePipe(ctx, ref, imprint.DefaultPipe, "", []byte("ping\x00")); err != nil {
