@@ -38,6 +38,7 @@ const (
 	EventTaken     EventKind = "taken"    // a medium was taken away
 	EventLeft      EventKind = "left"     // a medium could not be taken away
 	EventInstall   EventKind = "install"  // a step of an installation: see [InstallStep]
+	EventSetup     EventKind = "setup"    // what the machine has for its next installation was set or cleared
 )
 
 // Event is one line of an instance's timeline. It never holds a private value.

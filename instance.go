@@ -52,6 +52,9 @@ type Instance struct {
 	MediaForgotten int      `json:"mediaForgotten,omitempty"`
 	// Installation is the latest that was reported of one; nil is none.
 	Installation *Installation `json:"installation,omitempty"`
+	// InstallSetup is what the machine has for its next installation only, until that
+	// succeeded; nil is nothing.
+	InstallSetup *InstallSetup `json:"installSetup,omitempty"`
 	Created      time.Time     `json:"created"`
 	Updated      time.Time     `json:"updated"`
 	// Events counts the events ever recorded for this instance.
@@ -78,11 +81,21 @@ func (i *Instance) Clone() *Instance {
 			s.Network.Ethernets[name] = n
 		}
 	}
+	if s.Image != nil {
+		s.Image = new(*s.Image)
+	}
+	s.Personalization = slices.Clone(s.Personalization)
+	if s.OS != nil {
+		s.OS = new(*s.OS)
+	}
 	if c.NIC != nil {
 		c.NIC = new(*c.NIC)
 	}
 	if c.Installation != nil {
 		c.Installation = new(*c.Installation)
+	}
+	if c.InstallSetup != nil {
+		c.InstallSetup = c.InstallSetup.clone()
 	}
 	if e.Delivery != nil {
 		e.Delivery = new(*e.Delivery)
@@ -129,9 +142,11 @@ type Spec struct {
 	// IMDSv2Only refuses EC2 metadata to requests without a session token. Stock
 	// software sends none unless the machine looks like one of Amazon's.
 	IMDSv2Only bool `json:"imdsv2Only,omitempty"`
-	// Image and Personalization are references for the installer.
-	Image           string `json:"image,omitempty"`
-	Personalization string `json:"personalization,omitempty"`
+	// Image is what the disk is written from, Personalization what is then unpacked
+	// onto it, in this order, and OS the definition whose scripts run after that.
+	Image           *Image    `json:"image,omitempty"`
+	Personalization []Package `json:"personalization,omitempty"`
+	OS              *OS       `json:"os,omitempty"`
 }
 
 // NIC is an interface on the link-local network of a host. No other instance of

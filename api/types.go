@@ -45,6 +45,7 @@ type Instance struct {
 	// MediaForgotten counts media of which the record has no room any more.
 	MediaForgotten int                   `json:"mediaForgotten,omitempty" doc:"How many media were given out before those, and not reported to be taken away."`
 	Installation   *imprint.Installation `json:"installation,omitempty" doc:"The latest that was reported of an installation of its disk."`
+	InstallSetup   *imprint.InstallSetup `json:"installSetup,omitempty" doc:"What the machine has for its next installation only; it is gone once that succeeded."`
 	Created        time.Time             `json:"created"`
 	Updated        time.Time             `json:"updated"`
 	Events         uint64                `json:"events" doc:"How many events were ever recorded."`
@@ -79,7 +80,7 @@ func FromInstance(i *imprint.Instance) Instance {
 			State: e.State, Expires: e.Expires, TokenExpires: e.TokenExpires, Delivery: e.Delivery, Claim: e.Claim,
 			Certificate: e.Certificate, ServedAt: e.ServedAt, HomeAt: e.HomeAt, ConfirmedAt: e.ConfirmedAt, ClosedAt: e.ClosedAt, Password: e.Password, Reason: e.Reason,
 		},
-		NIC: i.NIC, Media: i.Media, MediaForgotten: i.MediaForgotten, Installation: i.Installation, Created: i.Created, Updated: i.Updated, Events: i.Events, Revision: i.Revision,
+		NIC: i.NIC, Media: i.Media, MediaForgotten: i.MediaForgotten, Installation: i.Installation, InstallSetup: i.InstallSetup, Created: i.Created, Updated: i.Updated, Events: i.Events, Revision: i.Revision,
 	}
 }
 

@@ -60,12 +60,20 @@ type ec2Leaf struct {
 	value       imprint.Value
 }
 
+// imageOf is what the image is known by; its URL stays inside.
+func imageOf(spec *imprint.Spec) string {
+	if spec.Image == nil {
+		return ""
+	}
+	return spec.Image.Source
+}
+
 func ec2Leaves(inst *imprint.Instance, facts Facts) []ec2Leaf {
 	spec := &inst.Spec
 	name := fqdn(spec)
 	short, _, _ := strings.Cut(string(inst.ID), "-") // 32 bits in hexadecimal
 	leaves := []ec2Leaf{
-		{"1.0", "ami-id", public("ami-" + string(imprint.DigestOf([]byte(spec.Image))[:8]))},
+		{"1.0", "ami-id", public("ami-" + string(imprint.DigestOf([]byte(imageOf(spec)))[:8]))},
 		{"1.0", "ami-launch-index", public("0")},
 		{"1.0", "ami-manifest-path", public("FIXME")}, // so in Nova
 		{"1.0", "instance-id", public("i-" + short)},

@@ -23,7 +23,6 @@ const (
 	MaxLifetime     = 366 * 24 * time.Hour
 	MinBootWindow   = time.Minute
 	MaxBootWindow   = 30 * 24 * time.Hour
-	maxReferenceLen = 1024 // bytes of image and personalization
 	maxEthernets    = 32
 	maxInterfaceLen = 15 // Linux's IFNAMSIZ less its final zero
 	minMTU, maxMTU  = 68, 65535
@@ -83,6 +82,7 @@ func check(s *imprint.Spec, values map[string]imprint.Secret) []Problem {
 	c.channels(s.Channels)
 	c.pipes(s.Pipes)
 	c.params(s, values)
+	c.installed(s)
 	slices.SortStableFunc(c.problems, func(a, b Problem) int { return cmp.Compare(a.Field, b.Field) })
 	return c.problems
 }
@@ -153,11 +153,6 @@ func (c *checker) keys(keys []string) {
 }
 
 func (c *checker) texts(s *imprint.Spec) {
-	for field, text := range map[string]string{"image": s.Image, "personalization": s.Personalization} {
-		if len(text) > maxReferenceLen || strings.ContainsFunc(text, unicode.IsControl) {
-			c.fault(field, "is longer than %d bytes or has control characters", maxReferenceLen)
-		}
-	}
 	for field, text := range map[string]string{"userData": s.UserData, "vendorData": s.VendorData} {
 		if len(text) > imprint.MaxUserData {
 			c.fault(field, "has %d bytes; %d are allowed", len(text), imprint.MaxUserData)
@@ -252,6 +247,41 @@ func (c *checker) params(s *imprint.Spec, values map[string]imprint.Secret) {
 			c.fault(field, "%s", fault)
 		}
 	}
+}
+
+// installed judges what the machine is installed from.
+func (c *checker) installed(s *imprint.Spec) {
+	credentials := func(field, name string) {
+		i := slices.IndexFunc(s.Params, func(p imprint.Param) bool { return p.Name == name })
+		switch {
+		case name == "":
+		case i < 0:
+			c.fault(field, "names the parameter %q, which the instance does not have", name)
+		case s.Params[i].Visibility == imprint.Public:
+			c.fault(field, "names the parameter %q, which is public; make it private or secret", name)
+		}
+	}
+	if s.Image != nil {
+		c.refuseAt("image", s.Image.Check())
+		credentials("image.credentials", s.Image.Credentials)
+	}
+	c.count("personalization", len(s.Personalization), imprint.MaxPackages)
+	for i, p := range s.Personalization {
+		field := fmt.Sprintf("personalization[%d]", i)
+		c.refuseAt(field, p.Check(field))
+		credentials(field+".credentials", p.Credentials)
+	}
+	if s.OS != nil {
+		c.refuse("os", s.OS.Check())
+	}
+}
+
+// refuseAt reports err, the root package's verdict, on the field that it names.
+func (c *checker) refuseAt(field string, err error) {
+	if e := (*imprint.Error)(nil); errors.As(err, &e) {
+		field = cmp.Or(e.Operand, field)
+	}
+	c.refuse(field, err)
 }
 
 // travelFault says why no channel may carry a value of visibility v and size

@@ -2,6 +2,8 @@ package manifest
 
 import (
 	"net/netip"
+	"net/url"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 
@@ -47,8 +49,72 @@ func fieldsOf(m *Manifest) []field {
 			read: boolInto(&s.IMDSv2Only)},
 		{name: "enrolment", typ: "mapping", doc: "How the machine may enrol.",
 			read: nested(policyFields(&s.Policy)), inner: policyFields(&s.Policy)},
-		{name: "image", typ: "text", doc: "The image from which the machine is installed.", read: textInto(&s.Image)},
-		{name: "personalization", typ: "text", doc: "How the installed image is personalized.", read: textInto(&s.Personalization)},
+		{name: "image", typ: "mapping", doc: "The image from which the machine's disk is written.",
+			read: func(r *reader, n *yaml.Node, path string) {
+				s.Image = &imprint.Image{}
+				r.mapping(n, path, imageFields(s.Image))
+			}, inner: imageFields(&imprint.Image{})},
+		{name: "personalization", typ: "list of packages", doc: "Archives with the shape of the file system, unpacked onto the installed machine's root in this order.",
+			read: func(r *reader, n *yaml.Node, path string) {
+				r.list(n, path, imprint.MaxPackages, func(n *yaml.Node, path string) {
+					var p imprint.Package
+					r.mapping(n, path, packageFields(&p))
+					s.Personalization = append(s.Personalization, p)
+				})
+			}, inner: packageFields(&imprint.Package{})},
+		{name: "os", typ: "name, or name+variant", doc: "The OS definition whose scripts complete the installation, such as `debootstrap+default`; `imprint os list` shows them.",
+			read: func(r *reader, n *yaml.Node, path string) {
+				text, ok := r.text(n, path)
+				if !ok {
+					return
+				}
+				os, err := imprint.ParseOS(text)
+				if err != nil {
+					r.problem(n, path, "%s", verdict(err))
+					return
+				}
+				s.OS = &os
+			}},
+	}
+}
+
+func imageFields(m *imprint.Image) []field {
+	var keyBy, caBy string // which field gave them
+	return []field{
+		{name: "source", typ: "URL or absolute path", doc: "Where it is: `https:`, `http:` with a sum or a signature, or a file on the host that installs.", read: sourceInto(&m.Source)},
+		{name: "format", typ: "raw, qcow2 or vmdk", doc: "Its format, if it must be this one; the content tells otherwise. Compression around a raw image is recognized by the content.", read: textInto(&m.Format)},
+		{name: "sum", typ: "`sha256:` or `sha512:` and digits", doc: "The sum of the file as it is fetched.", read: textInto(&m.Sum)},
+		{name: "sums", typ: "URL or absolute path", doc: "A list of sums such as `SHA256SUMS`, which names the file.", read: sourceInto(&m.Sums)},
+		{name: "signature", typ: "URL or absolute path", doc: "A detached OpenPGP or minisign signature of the list, or of the image if there is no list.", read: sourceInto(&m.Signature)},
+		{name: "key", typ: "text", doc: "The only public key whose signature counts: OpenPGP in ASCII armour, or minisign's.", read: dataInto(&m.Key, &keyBy, false)},
+		{name: "keyFile", typ: "path", doc: "Read that key from this file, relative to the manifest.", read: dataInto(&m.Key, &keyBy, true)},
+		{name: "ca", typ: "text", doc: "Certificates in PEM by which an https source is checked, in the place of the system's.", read: dataInto(&m.CA, &caBy, false)},
+		{name: "caFile", typ: "path", doc: "Read those certificates from this file, relative to the manifest.", read: dataInto(&m.CA, &caBy, true)},
+		{name: "credentials", typ: "name of a parameter", doc: "The private or secret parameter that holds `user:password` for HTTP basic authentication.", read: textInto(&m.Credentials)},
+	}
+}
+
+func packageFields(p *imprint.Package) []field {
+	var caBy string
+	return []field{
+		{name: "source", typ: "URL or absolute path", doc: "Where the archive is: `.tar`, `.tar.gz`, `.tar.zst` or `.tar.xz`, over `https:`, over `http:` with a sum, or a file on the host that installs.", read: sourceInto(&p.Source)},
+		{name: "sum", typ: "`sha256:` or `sha512:` and digits", doc: "The sum of the file as it is fetched.", read: textInto(&p.Sum)},
+		{name: "ca", typ: "text", doc: "As for the image.", read: dataInto(&p.CA, &caBy, false)},
+		{name: "caFile", typ: "path", doc: "As for the image.", read: dataInto(&p.CA, &caBy, true)},
+		{name: "credentials", typ: "name of a parameter", doc: "As for the image.", read: textInto(&p.Credentials)},
+		{name: "devices", typ: "true or false", doc: "Whether it may hold device nodes.", read: boolInto(&p.Devices)},
+	}
+}
+
+// sourceInto reads a URL; an absolute path stands for that of its file.
+func sourceInto(to *string) func(*reader, *yaml.Node, string) {
+	return func(r *reader, n *yaml.Node, path string) {
+		if s, ok := r.text(n, path); ok {
+			if strings.HasPrefix(s, "/") {
+				s = (&url.URL{Scheme: "file", Path: s}).String()
+			}
+			*to = s
+		}
 	}
 }
 
@@ -95,15 +161,15 @@ func paramFields(m *Manifest) []field {
 		}
 	}
 	return []field{
-		{name: "public", typ: "mapping of names to text", doc: "Values that any process in the guest may read; they are stored, shown and logged.",
+		{name: "public", typ: "mapping of names to values", doc: "Values that any process in the guest may read; they are stored, shown and logged. Written like private ones.",
 			read: func(r *reader, n *yaml.Node, path string) {
 				r.entries(n, path, func(name string, k, n *yaml.Node) {
 					path := join(path, name)
 					if !r.paramAllowed(k, m, name, path) {
 						return
 					}
-					if value, ok := r.text(n, path); ok {
-						m.Spec.Params = append(m.Spec.Params, imprint.Param{Name: name, Visibility: imprint.Public, Value: value})
+					if value, ok := r.value(n, path, name); ok {
+						m.Spec.Params = append(m.Spec.Params, imprint.Param{Name: name, Visibility: imprint.Public, Value: string(value.Reveal())})
 					}
 				})
 			}},

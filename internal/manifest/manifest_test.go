@@ -230,7 +230,7 @@ func TestReference(t *testing.T) {
 	ref := manifest.Reference()
 	for _, field := range []string{
 		"name", "userDataFile", "network.ethernets.NAME.routes[].via", "network.ethernets.NAME.nameservers.search",
-		"params.private.NAME.env", "params.secret", "enrolment.window", "personalization",
+		"params.private.NAME.env", "params.secret", "enrolment.window", "personalization[].credentials", "image.keyFile", "os",
 	} {
 		if !strings.Contains(ref, "| `"+field+"` |") {
 			t.Errorf("%s is not in the reference", field)

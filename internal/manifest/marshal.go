@@ -44,8 +44,28 @@ type document struct {
 	Pipes           []string          `yaml:"pipes,omitempty"`
 	IMDSv2Only      bool              `yaml:"imdsv2Only,omitempty"`
 	Enrolment       *policy           `yaml:"enrolment,omitempty"`
-	Image           string            `yaml:"image,omitempty"`
-	Personalization string            `yaml:"personalization,omitempty"`
+	Image           *image            `yaml:"image,omitempty"`
+	Personalization []pack            `yaml:"personalization,omitempty"`
+	OS              string            `yaml:"os,omitempty"`
+}
+
+type image struct {
+	Source      string `yaml:"source"`
+	Format      string `yaml:"format,omitempty"`
+	Sum         string `yaml:"sum,omitempty"`
+	Sums        string `yaml:"sums,omitempty"`
+	Signature   string `yaml:"signature,omitempty"`
+	Key         string `yaml:"key,omitempty"`
+	CA          string `yaml:"ca,omitempty"`
+	Credentials string `yaml:"credentials,omitempty"`
+}
+
+type pack struct {
+	Source      string `yaml:"source"`
+	Sum         string `yaml:"sum,omitempty"`
+	CA          string `yaml:"ca,omitempty"`
+	Credentials string `yaml:"credentials,omitempty"`
+	Devices     bool   `yaml:"devices,omitempty"`
 }
 
 type network struct {
@@ -92,13 +112,22 @@ type policy struct {
 }
 
 func documentOf(s *imprint.Spec) document {
-	return document{
+	d := document{
 		Name: string(s.Name), Tenant: string(s.Tenant), Host: string(s.Host),
 		DNSNames: s.DNSNames, IPs: words(s.IPs), SSHKeys: s.SSHKeys,
 		Network: networkOf(s.Network), Metadata: s.Metadata, UserData: s.UserData, VendorData: s.VendorData,
 		Params: paramsOf(s.Params), Channels: texts(s.Channels), Pipes: s.Pipes, IMDSv2Only: s.IMDSv2Only, Enrolment: policyOf(s.Policy),
-		Image: s.Image, Personalization: s.Personalization,
 	}
+	if s.Image != nil {
+		d.Image = new(image(*s.Image))
+	}
+	for _, p := range s.Personalization {
+		d.Personalization = append(d.Personalization, pack(p))
+	}
+	if s.OS != nil {
+		d.OS = s.OS.String()
+	}
+	return d
 }
 
 func networkOf(n *imprint.Network) *network {

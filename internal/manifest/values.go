@@ -30,7 +30,7 @@ type Sources struct {
 	Prompt func(param string) (imprint.Secret, error)
 }
 
-// sourceFields is the mapping form of a private or secret value.
+// sourceFields is the mapping form of a parameter's value.
 func sourceFields(s *source) []field {
 	return []field{
 		{name: "file", typ: "path", doc: "Read the value from this file, relative to the manifest.", read: textInto(&s.file)},
@@ -46,8 +46,8 @@ type source struct {
 	stdin, prompt, raw bool
 }
 
-// value fetches the value of a private or secret parameter: literal text, or a
-// mapping that says where it is.
+// value fetches the value of a parameter: literal text, or a mapping that says
+// where it is.
 func (r *reader) value(n *yaml.Node, path, param string) (imprint.Secret, bool) {
 	if n.Kind == yaml.ScalarNode {
 		s, ok := r.text(n, path)

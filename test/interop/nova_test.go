@@ -96,7 +96,7 @@ func novaPair(userData, vendorData string) (*imprint.Instance, novaInstance) {
 		ID: "6b1c2f0e-4a57-4d6e-9d0a-0f2f6f3b8a11", Generation: 1,
 		Spec: imprint.Spec{
 			Name: "web-1", Tenant: imprint.DefaultTenant, DNSNames: []string{"web-1.example.org"}, SSHKeys: []string{key},
-			Metadata: map[string]string{"note": "<ü&\">", "role": "web"}, UserData: userData, VendorData: vendorData, Image: "debian-12",
+			Metadata: map[string]string{"note": "<ü&\">", "role": "web"}, UserData: userData, VendorData: vendorData, Image: &imprint.Image{Source: "file:///srv/images/debian-12.raw"},
 			Network: &imprint.Network{Ethernets: map[string]imprint.Ethernet{
 				"eth0": {
 					MAC: "52:54:00:12:34:56", MTU: 1400,
