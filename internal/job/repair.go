@@ -1,10 +1,80 @@
 package job
 
-// Repair is a task of that kind.
-type Repair struct{}
+// Repair makes the system on a disk find its root, start on this platform, fill its disk,
+// and differ from other copies of the same image. What it is not asked for it
+// leaves alone. A repair that was interrupted can be done again, and finishes then
+// what was begun.
+type Repair struct {
+	Disk int `json:"disk"` // index of the disk
+	// RootPartition is the number of the partition that has the root filesystem; 0
+	// is the only one with an operating system.
+	RootPartition int `json:"rootPartition,omitempty"`
+
+	// Grow lets the root partition, and its filesystem, take the room behind it.
+	Grow bool `json:"grow,omitempty"`
+	// NewIdentity gives filesystems, partitions and the disk new identifiers, in what
+	// refers to them as well, and removes the machine ID, SSH host keys, random seeds and the like.
+	NewIdentity bool `json:"newIdentity,omitempty"`
+	// Drivers are Linux modules, such as virtio_scsi, that the initramfs of every kernel has to have.
+	Drivers []string `json:"drivers,omitempty"`
+	// RebuildInitramfs rebuilds the initramfs even if there are no Drivers.
+	RebuildInitramfs bool `json:"rebuildInitramfs,omitempty"`
+	// EFIFallback puts a boot loader where firmware without boot entries looks for it.
+	EFIFallback bool `json:"efiFallback,omitempty"`
+	// Windows is what only a Windows system gets.
+	Windows *Windows `json:"windows,omitempty"`
+
+	// DryRun finds out what would be done, and changes nothing.
+	DryRun bool `json:"dryRun,omitempty"`
+}
+
+// Windows is what a Windows system that is offline gets.
+type Windows struct {
+	Agent   string   `json:"agent,omitempty"`   // absolute path on the host of imprint-agent.exe
+	Answer  string   `json:"answer,omitempty"`  // name of the job's secret that is the answer file
+	Drivers []string `json:"drivers,omitempty"` // absolute paths on the host of directories with .inf and .sys
+}
 
 // Needs implements the interface of a task's kinds.
-func (*Repair) Needs() Needs { return Needs{} }
+func (r *Repair) Needs() Needs {
+	n := filesystemNeeds()
+	if w := r.Windows; w != nil {
+		n.Programs = append(n.Programs, "ntfsfix", "ntfs-3g", "hivexregedit", "hivexsh", "perl")
+		n.Modules = append(n.Modules, "ntfs3", "fuse")
+		n.Files = append(n.Files, w.Drivers...)
+		if w.Agent != "" {
+			n.Files = append(n.Files, w.Agent)
+		}
+	}
+	return n
+}
+
+// filesystemNeeds is what takes to check and to mount the filesystems of a system.
+func filesystemNeeds() Needs {
+	return Needs{
+		Programs: []string{"e2fsck", "tune2fs", "xfs_db", "xfs_repair", "btrfs", "btrfstune", "fsck.vfat"},
+		Modules:  []string{"ext4", "xfs", "btrfs", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1", "loop"},
+	}
+}
 
 // Repaired is what came of a [Repair].
-type Repaired struct{}
+type Repaired struct {
+	System string `json:"system"` // as it calls itself, such as "Debian GNU/Linux 12 (bookworm)"
+	Root   int    `json:"root"`   // number of the partition with the root filesystem; 0 if that is the whole disk
+	// Did is what was done, or would be, a sentence each.
+	Did []string `json:"did,omitempty"`
+	// Warnings are what a user may have to do as well.
+	Warnings []string `json:"warnings,omitempty"`
+	// Loader is what a boot entry of the firmware has to name; nil if the disk has no EFI system partition.
+	Loader *Loader `json:"loader,omitempty"`
+}
+
+// Loader is an EFI boot loader on a disk.
+type Loader struct {
+	Title     string `json:"title"`     // what a boot menu shows
+	Partition int    `json:"partition"` // number of the EFI system partition
+	PartUUID  string `json:"partUUID"`  // its identifier, as in fstab
+	Start     int64  `json:"start"`     // its first logical sector
+	Sectors   int64  `json:"sectors"`   // how many it has
+	Path      string `json:"path"`      // of the loader, such as \EFI\debian\shimx64.efi
+}
