@@ -48,6 +48,7 @@ var imports = []struct {
 	{"internal/dhcp", "imprint", "github.com/insomniacslk/dhcp golang.org/x/time"},
 	{"internal/media", "imprint internal/dialect", ""},
 	{"internal/disk", "imprint", "golang.org/x/sys"},
+	{"internal/unpack", "imprint", "github.com/klauspost/compress github.com/therootcompany/xz golang.org/x/sys"},
 	{"internal/platform/qemu", "imprint", ""},
 
 	// The helper VM: what both ends say, the host's side, the guest's, and the cage
