@@ -55,7 +55,7 @@ var imports = []struct {
 	// for what it runs.
 	{"internal/job", "imprint", ""},
 	{"internal/helpervm", "imprint internal/job", ""},
-	{"internal/inside", "imprint internal/job", ""},
+	{"internal/inside", "imprint internal/job internal/unpack", ""},
 	{"internal/confine", "imprint", ""},
 
 	// The operator's side.

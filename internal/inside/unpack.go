@@ -2,11 +2,42 @@ package inside
 
 import (
 	"context"
+	"os"
 
 	"imprint"
 	"imprint/internal/job"
+	"imprint/internal/unpack"
 )
 
 func (e *Env) unpack(ctx context.Context, t *job.Unpack) (*job.Unpacked, error) {
-	return nil, imprint.Errorf(imprint.Invalid, "run", "unpack", "this agent cannot do it yet")
+	device, err := e.Disk(t.Package)
+	if err != nil {
+		return nil, err
+	}
+	pkg, err := os.Open(device)
+	if err != nil {
+		return nil, imprint.Errorf(imprint.Internal, "open", "package", "%w", err)
+	}
+	defer pkg.Close()
+	dir, err := e.Root(ctx, t.Disk)
+	if err != nil {
+		return nil, err
+	}
+	root, err := os.Open(dir)
+	if err != nil {
+		return nil, imprint.Errorf(imprint.Internal, "open", "the root directory", "%w", err)
+	}
+	defer root.Close()
+	limits := unpack.DefaultLimits()
+	if t.MaxSize > 0 {
+		limits.Size = t.MaxSize
+	}
+	if t.MaxEntries > 0 {
+		limits.Entries = t.MaxEntries
+	}
+	sum, err := unpack.Unpack(ctx, root, pkg, t.Size, unpack.Options{
+		Owners: unpack.Owners(t.Owners), Devices: t.Devices, KeepDirectories: t.KeepDirectories, Limits: limits,
+		Progress: func(done, total int64) { e.Progress(done, total, "bytes") },
+	})
+	return &job.Unpacked{Entries: sum.Entries, Bytes: sum.Bytes, Changed: sum.Changed, Directories: sum.Directories}, err
 }
