@@ -24,6 +24,7 @@ var imports = []struct {
 	// Values and bytes; they know no network.
 	{"internal/keybox", "imprint", ""},
 	{"internal/durable", "", "golang.org/x/sys"},
+	{"internal/cpio", "", ""},
 	{"internal/blank", "imprint internal/disk", "golang.org/x/sys"},
 	{"internal/peercred", "", "golang.org/x/sys"},
 	{"internal/seal", "imprint internal/durable", ""},
@@ -54,8 +55,8 @@ var imports = []struct {
 	// The helper VM: what both ends say, the host's side, the guest's, and the cage
 	// for what it runs.
 	{"internal/job", "imprint", ""},
-	{"internal/helpervm", "imprint internal/job", ""},
-	{"internal/inside", "imprint internal/job internal/unpack", ""},
+	{"internal/helpervm", "imprint internal/cpio internal/disk internal/job internal/platform/qemu", "github.com/klauspost/compress github.com/therootcompany/xz golang.org/x/sys"},
+	{"internal/inside", "imprint internal/job internal/unpack", "golang.org/x/sys"},
 	{"internal/confine", "imprint", ""},
 
 	// The operator's side.
@@ -69,7 +70,7 @@ var imports = []struct {
 	{"internal/daemon", "*", "*"},
 	{"internal/cli", "*", "*"},
 	{"cmd/imprint", "internal/cli", ""},
-	{"cmd/imprint-agent", "internal/guest", ""},
+	{"cmd/imprint-agent", "internal/confine internal/guest internal/inside", ""},
 }
 
 func TestImportTable(t *testing.T) {

@@ -11,12 +11,15 @@ import (
 	"debug/elf"
 	_ "embed"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"imprint/internal/cpio"
 )
 
 // initScript is PID 1; it prepares the machine and runs /script.
@@ -69,11 +72,12 @@ func Build(ctx context.Context, c Config) (Image, error) {
 	if c.Script == nil {
 		c.Script = Demo
 	}
-	var a archive
-	if err := addBusybox(ctx, &a); err != nil {
+	var image bytes.Buffer
+	a := cpio.NewWriter(&image)
+	if err := addBusybox(ctx, a); err != nil {
 		return Image{}, err
 	}
-	if err := addModules(ctx, &a, kernel, slices.Concat(modules, c.Modules)); err != nil {
+	if err := addModules(ctx, a, kernel, slices.Concat(modules, c.Modules)); err != nil {
 		return Image{}, err
 	}
 	programs := map[string]string{}
@@ -88,24 +92,27 @@ func Build(ctx context.Context, c Config) (Image, error) {
 		if err != nil {
 			return Image{}, err
 		}
-		a.file("bin/"+name, 0o755, program)
+		a.File("bin/"+name, 0o755, program)
 	}
 	for _, dir := range []string{"dev", "proc", "sys", "run", "mnt", "etc/imprint"} {
-		a.dir(dir, 0o755)
+		a.Dir(dir, 0o755)
 	}
-	a.dir("tmp", 0o1777)
-	a.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"))
-	a.file("etc/group", 0o644, []byte("root:x:0:\ndialout:x:20:\nnogroup:x:65534:\n"))
-	a.file("script", 0o755, c.Script)
-	a.file("init", 0o755, initScript)
-	if err := os.WriteFile(c.Out, a.bytes(), 0o644); err != nil {
+	a.Dir("tmp", 0o777|fs.ModeSticky)
+	a.File("etc/passwd", 0o644, []byte("root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"))
+	a.File("etc/group", 0o644, []byte("root:x:0:\ndialout:x:20:\nnogroup:x:65534:\n"))
+	a.File("script", 0o755, c.Script)
+	a.File("init", 0o755, initScript)
+	if err := a.Close(); err != nil {
+		return Image{}, err
+	}
+	if err := os.WriteFile(c.Out, image.Bytes(), 0o644); err != nil {
 		return Image{}, err
 	}
 	return Image{Kernel: kernel.Image, Initrd: c.Out}, nil
 }
 
 // addBusybox adds busybox under all its names.
-func addBusybox(ctx context.Context, a *archive) error {
+func addBusybox(ctx context.Context, a *cpio.Writer) error {
 	path, err := exec.LookPath("busybox")
 	if err != nil {
 		return fmt.Errorf("find busybox: %w; apt-get install busybox-static", err)
@@ -117,14 +124,14 @@ func addBusybox(ctx context.Context, a *archive) error {
 	if static, err := isStatic(data); err != nil || !static {
 		return fmt.Errorf("read %s: it is not a static program; apt-get install busybox-static", path)
 	}
-	a.file("bin/busybox", 0o755, data)
+	a.File("bin/busybox", 0o755, data)
 	applets, err := run(ctx, "/", path, "--list")
 	if err != nil {
 		return err
 	}
 	for name := range strings.FieldsSeq(applets) {
 		if name != "busybox" {
-			a.link("bin/"+name, "busybox")
+			a.Link("bin/"+name, "busybox")
 		}
 	}
 	return nil
@@ -146,12 +153,12 @@ func isStatic(program []byte) (bool, error) {
 
 // addModules adds the named kernel modules and what they need, numbered in the
 // order in which they load.
-func addModules(ctx context.Context, a *archive, k Kernel, names []string) error {
+func addModules(ctx context.Context, a *cpio.Writer, k Kernel, names []string) error {
 	paths, err := k.Modules(ctx, names...)
 	if err != nil {
 		return err
 	}
-	a.dir("modules", 0o755)
+	a.Dir("modules", 0o755)
 	for i, path := range paths {
 		data, err := os.ReadFile(path)
 		if err != nil {
@@ -165,7 +172,7 @@ func addModules(ctx context.Context, a *archive, k Kernel, names []string) error
 			}
 			data = []byte(out)
 		}
-		a.file(fmt.Sprintf("modules/%02d-%s", i, name), 0o644, data)
+		a.File(fmt.Sprintf("modules/%02d-%s", i, name), 0o644, data)
 	}
 	return nil
 }

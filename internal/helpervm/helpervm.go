@@ -9,12 +9,10 @@
 package helpervm
 
 import (
-	"context"
 	"io"
 	"os"
 	"time"
 
-	"imprint"
 	"imprint/internal/job"
 )
 
@@ -24,12 +22,16 @@ type Config struct {
 	Kernel Kernel // the zero value is what [FindKernel] finds
 	Agent  string // path of a static imprint-agent; "" is the one beside this program, or in PATH
 	QEMU   string // path of the QEMU binary; "" is qemu-system-x86_64 in PATH
-	Cache  string // directory that keeps initramfs between runs; "" is the user's cache directory
+	Cache  string // directory that keeps what takes long to find out or to make; "" is the user's cache directory
+	RunDir string // where the host's helper VMs are accounted; "" is [RunDir]
 
 	MemoryMiB int           // 0 is 512
 	CPUs      int           // 0 is 1
 	TimeLimit time.Duration // of the whole VM; 0 is an hour
-	Network   bool          // QEMU's own network, through which the VM reaches what the host reaches; otherwise it has none
+	// Programs and Modules are more than the job's tasks need: see [job.Needs].
+	Programs, Modules []string
+
+	Network bool // QEMU's own network, through which the VM reaches what the host reaches; otherwise it has none
 
 	Disks []Disk
 	// Streams are byte streams to and from tasks, by name (a lower-case word).
@@ -44,12 +46,6 @@ type Config struct {
 	Console io.Writer
 }
 
-// Kernel is a Linux kernel and where its modules are.
-type Kernel struct {
-	Image   string // the file to boot
-	Modules string // the directory that has modules.dep; "" is none: everything is built in
-}
-
 // Disk is a raw image or a block device, which the VM has whole.
 type Disk struct {
 	// Path is opened by Run, and claimed against other users for as long as the VM
@@ -60,34 +56,4 @@ type Disk struct {
 	// ReadOnly is for what goes in, such as a package: any regular file, whose length the
 	// VM sees rounded up to 512 bytes.
 	ReadOnly bool
-}
-
-// Stream is what a task's [inside.Env.Stream] is connected to. In is read until its end;
-// Out gets what the task writes, and is closed when the task closes its end if it is
-// an [io.Closer].
-type Stream struct {
-	In  io.Reader // nil is empty
-	Out io.Writer // nil discards
-}
-
-// Run does j in a VM of its own, whose nonce and version it sets. It returns when the VM
-// is gone and nothing of it is left on the host.
-//
-// If the job reported a fault the result is returned beside the error that it
-// carries. All else that goes wrong is an error without a result: kind
-// [imprint.Invalid] and [imprint.NotFound] before anything runs; [imprint.Conflict]
-// if a disk is in use; [imprint.Exhausted] if the time was up, or as many helper VMs run
-// as may; [imprint.Internal] if the VM ended without a result. What the disks hold is
-// then anybody's guess.
-func Run(ctx context.Context, c Config, j job.Job) (*job.Result, error) {
-	if err := j.Check(); err != nil {
-		return nil, err
-	}
-	return nil, imprint.Errorf(imprint.Unavailable, "run", "helper VM", "not built yet")
-}
-
-// FindKernel returns the kernel that this host runs, or the newest that is installed.
-// It fails with kind [imprint.NotFound].
-func FindKernel() (Kernel, error) {
-	return Kernel{}, imprint.Errorf(imprint.NotFound, "find", "kernel", "not built yet")
 }

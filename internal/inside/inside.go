@@ -5,58 +5,107 @@ package inside
 
 import (
 	"context"
-	"io"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"imprint"
 	"imprint/internal/job"
 )
 
-// Env is what a task has. It is of use only while the task runs.
-type Env struct {
-	secrets map[string]imprint.Secret
-	report  func(*job.Message)
-	task    string
+// Is reports whether this process is PID 1 of a helper VM.
+func Is() bool {
+	if os.Getpid() != 1 {
+		return false
+	}
+	_, err := os.Stat(job.Marker)
+	return err == nil
 }
 
-// Disk returns the device node of the disk with that index in helpervm.Config.Disks.
-// It fails with kind [imprint.NotFound].
-func (e *Env) Disk(index int) (path string, err error) { return "", nil }
-
-// Root mounts the root filesystem of that disk, unless an earlier task did, and
-// returns where. It stays mounted until the job ends; a task that needs the
-// filesystem unmounted, such as to check it, calls [Env.Unmount] first.
-func (e *Env) Root(ctx context.Context, index int) (dir string, err error) { return "", nil }
-
-// Unmount unmounts what [Env.Root] mounted.
-func (e *Env) Unmount(index int) error { return nil }
-
-// Modprobe loads a kernel module and what it needs. What is built in or loaded is
-// fine; it fails with kind [imprint.NotFound] if the VM has no such module.
-func (e *Env) Modprobe(name string) error { return nil }
-
-// Secret returns one of the job's secrets. It fails with kind [imprint.NotFound].
-func (e *Env) Secret(name string) (imprint.Secret, error) { return imprint.Secret{}, nil }
-
-// Stream returns the stream of that name in helpervm.Config.Streams: what is written
-// goes to the host, and Close tells it that no more comes. Reading ends with [io.EOF]
-// where the host's ends. It fails with kind [imprint.NotFound], and if a task has it already.
-func (e *Env) Stream(name string) (io.ReadWriteCloser, error) { return nil, nil }
-
-// Logf says something in the task's log.
-func (e *Env) Logf(format string, args ...any) {}
-
-// Log returns a writer of lines to the task's log, for the output of programs.
-func (e *Env) Log() io.Writer { return io.Discard }
-
-// Progress says how far the task is; unit is "bytes", "files" or the like. It costs
-// little: what comes too fast is dropped here.
-func (e *Env) Progress(done, total int64, unit string) {}
-
-// Is reports whether this process is PID 1 of a helper VM.
-func Is() bool { return false }
-
 // Main does the job and powers the machine off. It does not return.
-func Main() { select {} }
+func Main() {
+	err := serve(context.Background())
+	// The host does not take this for an answer; it quotes it if there is none.
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "imprint-agent: %v\n", err)
+	}
+	unix.Sync()
+	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) // with -no-reboot as good as the former
+	select {}
+}
+
+// serve does one job. The result has left the machine when it returns nil.
+func serve(ctx context.Context) error {
+	if err := prepare(); err != nil {
+		return err
+	}
+	port, err := openPort(job.PortName)
+	if err != nil {
+		return err
+	}
+	defer port.Close()
+	conn := job.NewConn(port)
+	if err := conn.Send(&job.Message{Hello: &job.Hello{Version: job.Version}}); err != nil {
+		return err
+	}
+	j, err := job.ReceiveJob(conn)
+	if err != nil {
+		return err
+	}
+	result := work(ctx, conn, j)
+	if err := conn.Send(&job.Message{Result: result}); err != nil {
+		return err
+	}
+	// The host ends the machine. If it is gone so is the port.
+	_, err = conn.Receive()
+	return err
+}
+
+// work runs the tasks, and leaves nothing mounted or unwritten.
+func work(ctx context.Context, conn *job.Conn, j *job.Job) *job.Result {
+	r := &job.Result{Nonce: j.Nonce}
+	m := &machine{conn: conn, secrets: j.Secrets, roots: map[int]*root{}, streams: map[string]bool{}}
+	var err error
+	for i := range j.Tasks {
+		t := &j.Tasks[i]
+		r.Tasks = append(r.Tasks, job.Outcome{Name: t.String()})
+		if err = m.run(ctx, t, &r.Tasks[i]); err != nil {
+			break
+		}
+	}
+	if left := m.unmountAll(); err == nil {
+		err = left
+	}
+	r.Fault = job.NewFault(err)
+	return r
+}
+
+// run runs one task.
+func (m *machine) run(ctx context.Context, t *job.Task, o *job.Outcome) (err error) {
+	begin := time.Now()
+	defer func() { o.Took = time.Since(begin) }()
+	if t.TimeLimit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, t.TimeLimit, errTimeLimit)
+		defer cancel()
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			err = imprint.Errorf(imprint.Internal, "run", t.String(), "a defect of the agent: %v\n%s", p, debug.Stack())
+		}
+		if err != nil && errors.Is(context.Cause(ctx), errTimeLimit) {
+			err = imprint.Errorf(imprint.Exhausted, "run", t.String(), "it was not done within %v", t.TimeLimit)
+		}
+	}()
+	return (&Env{machine: m, task: t.String()}).perform(ctx, t, o)
+}
+
+var errTimeLimit = errors.New("time is up")
 
 // perform runs a task of its kind and fills in what came of it.
 func (e *Env) perform(ctx context.Context, t *job.Task, o *job.Outcome) (err error) {

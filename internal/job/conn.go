@@ -7,7 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
+	"unicode"
 	"unicode/utf8"
 
 	"imprint"
@@ -141,4 +145,57 @@ func decode(body []byte) (*Message, error) {
 		return nil, imprint.Errorf(imprint.Invalid, "receive", "message", "it is %d messages at once", set)
 	}
 	return &m, nil
+}
+
+// Printable is text as it may be shown on a terminal and sent in a message: what
+// controls one, and what is no UTF-8, is replaced.
+func Printable(b []byte) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, string(bytes.ToValidUTF8(bytes.TrimSuffix(b, []byte{'\r'}), []byte("\uFFFD"))))
+}
+
+// SendJob sends a job and its secrets.
+func SendJob(c *Conn, j *Job) error {
+	if err := c.Send(&Message{Job: j}); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(j.Secrets)) {
+		if err := c.Send(&Message{Secret: &SecretFrame{Name: name, Value: j.Secrets[name].Reveal()}}); err != nil {
+			return err
+		}
+	}
+	return c.Send(&Message{Start: &Start{}})
+}
+
+// ReceiveJob returns a job with its secrets, which the host sends before all else. It
+// fails as [Conn.Receive] and [Job.Check] do.
+func ReceiveJob(c *Conn) (*Job, error) {
+	m, err := c.Receive()
+	if err != nil {
+		return nil, err
+	}
+	j := m.Job
+	if j == nil {
+		return nil, imprint.Errorf(imprint.Invalid, "receive", "job", "something else came first")
+	}
+	if j.Version != Version {
+		return nil, imprint.Errorf(imprint.Invalid, "receive", "job", "it is of version %d, the agent's is %d", j.Version, Version)
+	}
+	j.Secrets = map[string]imprint.Secret{}
+	for {
+		m, err := c.Receive()
+		switch {
+		case err != nil:
+			return nil, err
+		case m.Start != nil:
+			return j, j.Check()
+		case m.Secret == nil || len(j.Secrets) >= MaxSecrets:
+			return nil, imprint.Errorf(imprint.Invalid, "receive", "job", "it is followed by what does not belong there")
+		}
+		j.Secrets[m.Secret.Name] = imprint.NewSecret(m.Secret.Value)
+	}
 }

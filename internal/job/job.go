@@ -138,3 +138,14 @@ func (j *Job) Check() error {
 	}
 	return nil
 }
+
+// What the host puts into an initramfs and the agent finds there.
+const (
+	Marker     = "/etc/imprint/helpervm" // is there in a helper VM and nowhere else
+	ModuleDir  = "/modules/"             // kernel modules, not compressed
+	ModuleList = "/modules/list"         // a line for each that can be asked for: its name, and what to load in order
+
+	// ModulesAtBoot is the name in the list under which what is loaded at once stands.
+	// Names that begin with a question mark need not load.
+	ModulesAtBoot = "boot"
+)

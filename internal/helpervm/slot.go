@@ -1,0 +1,123 @@
+package helpervm
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"imprint"
+)
+
+// MaxRunning is how many helper VMs run at once on a host, whoever starts them.
+const MaxRunning = 16
+
+// maxSlotRecord bounds what is read of a slot, in bytes.
+const maxSlotRecord = 4 << 10
+
+// VM is a helper VM that runs.
+type VM struct {
+	Instance  string    `json:"instance,omitempty"` // for whom
+	PID       int       `json:"pid"`                // of the program that started it
+	Since     time.Time `json:"since"`
+	MemoryMiB int       `json:"memoryMiB"`
+	CPUs      int       `json:"cpus"`
+}
+
+// RunDir is where this host's helper VMs are accounted: one place for root, one
+// for each other user.
+func RunDir() string {
+	if os.Geteuid() == 0 {
+		return "/run/imprint/helpervm"
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return filepath.Join(dir, "imprint", "helpervm")
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("imprint-helpervm-%d", os.Geteuid()))
+}
+
+// A slot is a file that is locked for as long as a VM runs. The kernel lets go of it
+// however the program ends that has it, and another VM takes the same file.
+type slot struct{ f *os.File }
+
+// takeSlot fails with kind [imprint.Exhausted] if there is none.
+func takeSlot(dir string, v VM) (*slot, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, openError(dir, err)
+	}
+	for i := range MaxRunning {
+		f, err := os.OpenFile(slotFile(dir, i), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, openError(dir, err)
+		}
+		if lock(f) != nil {
+			f.Close()
+			continue
+		}
+		b, err := json.Marshal(v)
+		if err == nil {
+			err = f.Truncate(0)
+		}
+		if err == nil {
+			_, err = f.WriteAt(b, 0)
+		}
+		if err != nil {
+			f.Close()
+			return nil, openError(f.Name(), err)
+		}
+		return &slot{f}, nil
+	}
+	var whose []string
+	list, _ := Running(dir)
+	for _, v := range list {
+		whose = append(whose, v.Instance)
+	}
+	return nil, imprint.Errorf(imprint.Exhausted, "start", "helper VM", "%d run on this host already, for %s", len(list), strings.Join(whose, ", ")).
+		WithHint("try again when one has ended")
+}
+
+func (s *slot) release() {
+	s.f.Truncate(0)
+	s.f.Close()
+}
+
+func slotFile(dir string, i int) string { return filepath.Join(dir, fmt.Sprintf("slot-%02d", i)) }
+
+func lock(f *os.File) error {
+	return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart})
+}
+
+// Running returns the helper VMs that are accounted in dir, as [RunDir] is.
+func Running(dir string) ([]VM, error) {
+	var list []VM
+	for i := range MaxRunning {
+		f, err := os.Open(slotFile(dir, i))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, openError(dir, err)
+		}
+		v, taken := readSlot(f)
+		f.Close()
+		if taken {
+			list = append(list, v)
+		}
+	}
+	return list, nil
+}
+
+func readSlot(f *os.File) (v VM, taken bool) {
+	held := unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &held); err != nil || held.Type == unix.F_UNLCK {
+		return v, false
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxSlotRecord))
+	return v, err == nil && json.Unmarshal(b, &v) == nil
+}
