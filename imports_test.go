@@ -50,6 +50,9 @@ var imports = []struct {
 	{"internal/media", "imprint internal/dialect", ""},
 	{"internal/disk", "imprint", "golang.org/x/sys"},
 	{"internal/unpack", "imprint", "github.com/klauspost/compress github.com/therootcompany/xz golang.org/x/sys"},
+	{"internal/image", "imprint internal/disk internal/image/reader internal/image/sandbox", "golang.org/x/sync golang.org/x/sys"},
+	{"internal/image/reader", "internal/image/sandbox", "github.com/klauspost/compress github.com/therootcompany/xz"},
+	{"internal/image/sandbox", "", "golang.org/x/sys"},
 	{"internal/platform/qemu", "imprint", ""},
 
 	// The helper VM: what both ends say, the host's side, the guest's, and the cage

@@ -19,6 +19,7 @@ import (
 	"imprint"
 	"imprint/api"
 	"imprint/internal/daemon"
+	"imprint/internal/image/reader"
 )
 
 // program is what all subcommands share: the streams and the global flags.
@@ -34,6 +35,9 @@ type program struct {
 
 // Main runs the command line in args and returns the exit code: see [exitCodes].
 func Main(args []string, in io.Reader, out, err io.Writer) int {
+	if reader.IsMain(args) { // this is no command, but a sandbox for one
+		return reader.Main(args)
+	}
 	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
 		signals = append(signals, syscall.SIGHUP) // or a closed terminal leaves a medium behind

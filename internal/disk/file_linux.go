@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -179,6 +180,9 @@ func (d *File) Public() bool { return d.mode.Perm()&0o004 != 0 }
 // Zero overwrites n bytes at an offset with zeros, but for the holes of an image,
 // which stay.
 func (d *File) Zero(at, n int64) error {
+	if d.block && unix.Fallocate(int(d.Fd()), unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, at, n) == nil {
+		return nil // by the kernel or the device itself
+	}
 	zeros := make([]byte, min(n, 1<<20))
 	for end := at + n; at < end; {
 		to := end
@@ -197,6 +201,42 @@ func (d *File) Zero(at, n int64) error {
 		}
 	}
 	return nil
+}
+
+// Discard gives the space of n bytes at an offset back, which read as zeros then. It
+// fails with [errors.ErrUnsupported] where that cannot be done.
+func (d *File) Discard(at, n int64) error {
+	// Of a block device too this is done only if it really reads as zeros then
+	// (block/fops.c: blkdev_fallocate), unlike with BLKDISCARD.
+	err := unix.Fallocate(int(d.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, n)
+	return os.NewSyscallError("fallocate", err) // whose EOPNOTSUPP is errors.ErrUnsupported
+}
+
+// IsBlank reports whether n bytes at an offset read as zeros, and if not, where
+// something else is.
+func (d *File) IsBlank(at, n int64) (blank bool, where int64, err error) {
+	b := make([]byte, min(n, 1<<20))
+	for end := at + n; at < end; {
+		if !d.block {
+			data, _, err := d.data(at)
+			if err != nil {
+				return false, at, err
+			}
+			if at = max(at, data); at >= end {
+				break
+			}
+		}
+		b = b[:min(int64(len(b)), end-at)]
+		if _, err := d.ReadAt(b, at); err != nil {
+			return false, at, err
+		}
+		if !IsZero(b) {
+			i := bytes.IndexFunc(b, func(r rune) bool { return r != 0 })
+			return false, at + int64(i), nil
+		}
+		at += int64(len(b))
+	}
+	return true, at, nil
 }
 
 // data returns where the next data of an image is, from an offset on. A file

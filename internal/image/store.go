@@ -1,0 +1,130 @@
+package image
+
+import (
+	"context"
+	"log/slog"
+	"net/url"
+	"path/filepath"
+	"strings"
+
+	"imprint"
+)
+
+// Config is what a [Store] works with.
+type Config struct {
+	// Cache is the directory in which images that came over a network are kept. It is
+	// made, for its owner alone, when it is first needed.
+	Cache string
+	// MaxCache is how many bytes the cache may have; 0 is [DefaultMaxCache]. No larger
+	// image can be fetched.
+	MaxCache int64
+	// Dirs are the directories below which an image of the scheme file may be; nil is
+	// anywhere, for a user who names the image himself. It must not be nil where
+	// somebody else's spec names it, since every file that this process can read would
+	// be an image.
+	Dirs []string
+	Log  *slog.Logger // nil is none
+}
+
+// DefaultMaxCache is how many bytes a cache may have unless its user says otherwise.
+const DefaultMaxCache = 64 << 30
+
+// Store gets images. It may be used by several goroutines, and its cache by several
+// processes.
+type Store struct {
+	c Config
+}
+
+// NewStore returns a store. Nothing is touched before the first image is asked for.
+func NewStore(c Config) *Store {
+	if c.MaxCache == 0 {
+		c.MaxCache = DefaultMaxCache
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Store{c}
+}
+
+// OpenOptions is what [Store.Open] may need beside the image.
+type OpenOptions struct {
+	// Credentials is "user:password" for HTTP basic authentication; zero is none.
+	Credentials imprint.Secret
+	// Progress is called now and then while the image is fetched, with the bytes that
+	// are here and that there will be; total is -1 if the server does not say.
+	Progress func(done, total int64)
+}
+
+// Open gets an image: opens its file, or fetches it unless the cache has it, and checks
+// the signature if it is to have one. Its sums are checked by whoever reads it all:
+// [Source.Write] and [Source.Check]. The source may also be a plain path.
+//
+// It fails with kind [imprint.Invalid] if the image is not what it is to be, with
+// [imprint.Denied] if it is not signed by its key, lies outside of Config.Dirs or the
+// server refuses, with [imprint.NotFound], with [imprint.Exhausted] if the cache has no
+// room for it, and with [imprint.Unavailable] if the source cannot be reached.
+func (st *Store) Open(ctx context.Context, m imprint.Image, o OpenOptions) (*Source, error) {
+	path, u, err := locate(m.Source)
+	if err != nil {
+		return nil, err
+	}
+	_ = u
+	if err := st.allowed(path); err != nil {
+		return nil, err
+	}
+	s, err := open(path, path)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.expect(m.Format); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// locate returns the path of a local source, or the URL of another.
+func locate(source string) (path string, u *url.URL, err error) {
+	scheme, _, has := strings.Cut(source, ":")
+	if !has || strings.ContainsAny(scheme, "/.") || source == "" {
+		if source == "" {
+			return "", nil, imprint.Errorf(imprint.Invalid, "open", "image", "no source is given")
+		}
+		return source, nil, nil
+	}
+	u, err = url.Parse(source)
+	if err != nil {
+		return "", nil, imprint.Errorf(imprint.Invalid, "open", "image", "its source is not a URL").WithHint("percent-encode what a URL cannot hold")
+	}
+	switch {
+	case u.Scheme == "file" && (u.Host == "" || u.Host == "localhost") && filepath.IsAbs(u.Path):
+		return u.Path, nil, nil
+	case (u.Scheme == "http" || u.Scheme == "https") && u.Host != "":
+		return "", u, nil
+	}
+	return "", nil, imprint.Errorf(imprint.Invalid, "open", shown(u), "it is neither a path, nor a URL of the schemes file, http and https")
+}
+
+// shown is a URL for people and logs. What is secret in it is in its user or its query.
+func shown(u *url.URL) string {
+	c := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}
+	return c.String()
+}
+
+// allowed fails unless a file may be an image.
+func (st *Store) allowed(path string) error {
+	if st.c.Dirs == nil {
+		return nil
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return fileError("open", path, err)
+	}
+	for _, dir := range st.c.Dirs {
+		if dir, err := filepath.EvalSymlinks(dir); err == nil && strings.HasPrefix(real, strings.TrimSuffix(dir, "/")+"/") {
+			return nil
+		}
+	}
+	return imprint.Errorf(imprint.Denied, "open", path, "images are only taken from %s", strings.Join(st.c.Dirs, " and ")).
+		WithHint("put the image there")
+}
