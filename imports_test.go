@@ -54,6 +54,7 @@ var imports = []struct {
 	{"internal/image/reader", "internal/image/sandbox", "github.com/klauspost/compress github.com/therootcompany/xz"},
 	{"internal/image/sandbox", "", "golang.org/x/sys"},
 	{"internal/platform/qemu", "imprint", ""},
+	{"internal/install", "imprint internal/disk internal/durable", "golang.org/x/sys"},
 
 	// The helper VM: what both ends say, the host's side, the guest's, and the cage
 	// for what it runs.
