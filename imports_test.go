@@ -49,6 +49,7 @@ var imports = []struct {
 	{"internal/dhcp", "imprint", "github.com/insomniacslk/dhcp golang.org/x/time"},
 	{"internal/media", "imprint internal/dialect", ""},
 	{"internal/disk", "imprint", "golang.org/x/sys"},
+	{"internal/personalize", "imprint", "golang.org/x/sys"},
 	{"internal/unpack", "imprint", "github.com/klauspost/compress github.com/therootcompany/xz golang.org/x/sys"},
 	{"internal/image", "imprint internal/disk internal/image/reader internal/image/sandbox", "golang.org/x/sync golang.org/x/sys"},
 	{"internal/image/reader", "internal/image/sandbox", "github.com/klauspost/compress github.com/therootcompany/xz"},
