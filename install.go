@@ -231,9 +231,12 @@ const (
 )
 
 // InstallSetup is what a machine has for one installation, beside what it
-// always has. It is kept until an installation succeeded, and then gone: the
+// always has. It is kept until that installation succeeded, and then gone: the
 // machine's later boots are without it. It holds no secret.
 type InstallSetup struct {
+	// Generation is the first of the instance's lives for which it counts: until
+	// then the machine boots without it. 0 has it follow from the instance.
+	Generation Generation `json:"generation,omitempty"`
 	// Media are read-only images in drives that the machine has no other use for.
 	Media []InstallMedium `json:"media,omitempty"`
 	// BootOrder is in which order firmware tries what it may boot from; nil is its own.
@@ -340,6 +343,28 @@ func checkHostPath(field, path string) error {
 		return Errorf(Invalid, "check", "setup."+field, "%.128q is not the absolute path of a file on the machine's host", path)
 	}
 	return nil
+}
+
+// SetupGeneration returns the generation for whose installation a setup is that is asked
+// for now: the present one until a key has claimed it, or it ended, and then the
+// next one.
+func (i *Instance) SetupGeneration() Generation {
+	if i.Enrolment.Claim != nil || !i.Enrolment.State.Open() {
+		return i.Generation + 1
+	}
+	return i.Generation
+}
+
+// Setup returns what the machine has for the installation of its present
+// generation, or nil.
+func (i *Instance) Setup() *InstallSetup { return i.InstallSetup.At(i.Generation) }
+
+// At returns n if it counts for generation g, else nil.
+func (n *InstallSetup) At(g Generation) *InstallSetup {
+	if n == nil || g < n.Generation {
+		return nil
+	}
+	return n
 }
 
 // clone returns a copy that shares no memory with n.

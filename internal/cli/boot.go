@@ -39,11 +39,15 @@ type bootOptions struct {
 func (p *program) bootCommand() *cobra.Command {
 	var o bootOptions
 	c := &cobra.Command{
-		Use:   "boot NAME --kernel FILE",
+		Use:   "boot NAME",
 		Short: "Run an instance in a local QEMU with imprint's channels attached",
 		Long: `Run an instance in a local QEMU whose serial port, virtio-serial port or network
-interface is imprint's. The kernel is booted directly; writes to disks are
-discarded. With --print the command line is shown instead of run.
+interface is imprint's. A kernel is booted directly; without one firmware boots
+what it finds. Writes to disks are discarded. With --print the command line is
+shown instead of run.
+
+What "imprint setup" says of the machine's installation is added, until that
+succeeded; a kernel on the command line is booted in the place of that one.
 
 Unmodified cloud-init looks at the machine's SMBIOS to find out where to ask;
 --stock sets it:
@@ -98,7 +102,6 @@ kvm decides without probing.`,
 	f.IntVar(&o.cpus, "cpus", 1, "processors")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "end the machine after this long")
 	f.BoolVar(&o.print, "print", false, "print the command line instead of running it")
-	c.MarkFlagRequired("kernel")
 	for _, name := range []string{"kernel", "initrd", "disk", "console"} {
 		c.MarkFlagFilename(name)
 	}
@@ -144,6 +147,8 @@ func (p *program) boot(ctx context.Context, ref string, o *bootOptions) (err err
 		}
 		m.NICs = append(m.NICs, *nic)
 	}
+	p.applySetup(m, &d.Instance)
+	o.kernel, o.initrd = m.Kernel, m.Initrd
 	var medium *bootMedium
 	if o.carrier != "" {
 		if medium, err = p.planMedium(&d.Instance, o); err != nil {
@@ -235,19 +240,18 @@ func (p *program) runMachine(ctx context.Context, ref string, m *qemu.Machine, m
 func (o *bootOptions) machineFor(i *api.Instance, runDir string) (*qemu.Machine, error) {
 	m := &qemu.Machine{
 		Type: qemu.Type(o.machine), CPUs: o.cpus, MemoryMiB: o.memory,
-		Kernel: o.kernel, Initrd: o.initrd, Append: strings.TrimSpace("console=ttyS0 " + o.append),
+		Kernel: o.kernel, Initrd: o.initrd,
 		TSCKHz: qemu.HostTSC(), Instance: i.ID, Product: o.product,
 		Console: qemu.Console{Kind: qemu.ConsoleStdio},
+	}
+	if o.kernel != "" {
+		m.Append = kernelLine(o.append)
 	}
 	if o.console != "-" {
 		m.Console = qemu.Console{Kind: qemu.ConsoleFile, Path: o.console}
 	}
 	for _, d := range o.disks {
-		format := "raw"
-		if strings.HasSuffix(d, ".qcow2") {
-			format = "qcow2"
-		}
-		m.Disks = append(m.Disks, qemu.Disk{Path: d, Format: format})
+		m.Disks = append(m.Disks, qemu.Disk{Path: d, Format: diskFormat(d)})
 	}
 	if o.stock != "" {
 		if err := m.LookLike(qemu.Stock(o.stock)); err != nil {
@@ -266,6 +270,9 @@ func (o *bootOptions) machineFor(i *api.Instance, runDir string) (*qemu.Machine,
 	}
 	return m, nil
 }
+
+// kernelLine is the command line of a kernel whose console is the first serial port.
+func kernelLine(more string) string { return strings.TrimSpace("console=ttyS0 " + more) }
 
 // wanted returns the channels to attach.
 func (o *bootOptions) wanted(i *api.Instance) []imprint.ChannelKind {

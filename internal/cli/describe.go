@@ -75,6 +75,7 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 	if i.Installation != nil {
 		row(w, "Installation", describeInstallation(i))
 	}
+	describeSetup(w, i)
 	describeMedia(w, i)
 	row(w, "")
 	row(w, "TIME", "GEN", "EVENT", "CHANNEL", "DETAIL")

@@ -54,8 +54,12 @@ func installation(i *imprint.Instance, r imprint.Installation, now time.Time) (i
 	}
 	r.At = now
 	i.Installation = &r
-	return imprint.Change{Events: []imprint.Event{event(imprint.EventInstall, "", "step", string(r.Step), "id", string(r.ID),
-		"host", r.Host, "disk", r.Disk, "image", r.Image, "digest", string(r.Digest), "detail", r.Detail, "by", r.By)}}, nil
+	events := []imprint.Event{event(imprint.EventInstall, "", "step", string(r.Step), "id", string(r.ID),
+		"host", r.Host, "disk", r.Disk, "image", r.Image, "digest", string(r.Digest), "detail", r.Detail, "by", r.By)}
+	if r.Step == imprint.InstallFinished {
+		events = append(events, installed(i, "the installation finished")...)
+	}
+	return imprint.Change{Events: events}, nil
 }
 
 // installSteps are all that can be reported.

@@ -153,7 +153,8 @@ func confirmed(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.C
 		return imprint.Change{Keep: true}, nil
 	}
 	e.State, e.ConfirmedAt = imprint.Confirmed, now
-	return imprint.Change{Events: []imprint.Event{event(imprint.EventConfirmed, r.Channel, "by", proof, "key", string(e.Claim.Key))}}, nil
+	events := []imprint.Event{event(imprint.EventConfirmed, r.Channel, "by", proof, "key", string(e.Claim.Key))}
+	return imprint.Change{Events: append(events, installed(i, "the machine has its identity")...)}, nil
 }
 
 // ready closes the enrolment.

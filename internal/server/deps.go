@@ -46,6 +46,9 @@ type Decisions interface {
 // that was not started, and for one that starts though a key has claimed.
 type Installations interface {
 	ReportInstallation(ctx context.Context, id imprint.InstanceID, r imprint.Installation) (*imprint.Instance, error)
+	// Setup stores what the machine has for its next installation only; nil takes it
+	// away. Kind: Invalid if no machine could be given it.
+	Setup(ctx context.Context, id imprint.InstanceID, setup *imprint.InstallSetup, by string) (*imprint.Instance, error)
 }
 
 // Credentials hands out one-time tokens. A new token replaces an earlier one; a

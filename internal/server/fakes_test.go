@@ -224,6 +224,18 @@ func (w *world) ReportInstallation(ctx context.Context, id imprint.InstanceID, r
 	})
 }
 
+func (w *world) Setup(ctx context.Context, id imprint.InstanceID, setup *imprint.InstallSetup, by string) (*imprint.Instance, error) {
+	return w.move(ctx, id, imprint.EventSetup, by, func(i *imprint.Instance) error {
+		if setup != nil {
+			if err := setup.Check(); err != nil {
+				return err
+			}
+		}
+		i.InstallSetup = setup
+		return nil
+	})
+}
+
 func (w *world) Payload(_ context.Context, id imprint.InstanceID, _ time.Duration) (imprint.Secret, error) {
 	return imprint.NewSecret([]byte(`{"imprint":1,"instance":"` + string(id) + `"}`)), nil
 }

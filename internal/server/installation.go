@@ -23,3 +23,24 @@ func (s *Server) reportInstallation(ctx context.Context, in *installationInput) 
 		By: callerOf(ctx).name,
 	}))
 }
+
+type setupInput struct {
+	InstanceRef
+	Body imprint.InstallSetup
+}
+
+func (s *Server) setUpInstallation(ctx context.Context, in *setupInput) (*answer[api.Instance], error) {
+	id, err := s.resolve(ctx, in.Ref)
+	if err != nil {
+		return nil, err
+	}
+	return shown(s.Installations.Setup(ctx, id, &in.Body, callerOf(ctx).name))
+}
+
+func (s *Server) clearInstallSetup(ctx context.Context, in *InstanceRef) (*answer[api.Instance], error) {
+	id, err := s.resolve(ctx, in.Ref)
+	if err != nil {
+		return nil, err
+	}
+	return shown(s.Installations.Setup(ctx, id, nil, callerOf(ctx).name))
+}

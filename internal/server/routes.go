@@ -69,6 +69,8 @@ func (s *Server) routes() []route {
 		{post, one + "/medium", Operator, "create-medium", "Hand out what a medium holds, as a tar archive; its global header says what was left out", move, "application/octet-stream", 0, handle(s, s.medium)},
 		{put, one + "/media/{number}", Operator, "settle-medium", "Report what became of a medium that was given out", input, "", 0, handle(s, s.settleMedium)},
 		{put, one + "/installation", Operator, "report-installation", "Report a step of an installation of the instance's disk", report, "", 0, handle(s, s.reportInstallation)},
+		{put, one + "/installation/setup", Operator, "set-up-installation", "Store what the machine has for its next installation only", input, "", 0, handle(s, s.setUpInstallation)},
+		{del, one + "/installation/setup", Operator, "clear-install-setup", "Take that away; it may be repeated", unknown, "", 0, handle(s, s.clearInstallSetup)},
 		{get, one + "/pipes", Reader, "list-pipes", "List an instance's message pipes and what waits in them", unknown, "", 0, handle(s, s.pipes)},
 		{post, pipe, Operator, "write-pipe", "Write a message for the machine", full, "", imprint.MaxMessage + 1, handle(s, s.writePipe)},
 		{get, pipe, Operator, "read-pipe", "Read the machine's oldest message, which stays; empty if none came", unknown, "application/octet-stream", 0, handle(s, s.readPipe)},

@@ -303,6 +303,16 @@ func TestOperations(t *testing.T) {
 	if i := must[*api.Instance](t)(r.client.ReportInstallation(ctx, ref, step)); i.Installation == nil || *i.Installation != want {
 		t.Errorf("installation: %+v; want %+v", i.Installation, want)
 	}
+	kernel := imprint.InstallSetup{Kernel: "/srv/vmlinuz", Append: "auto=true"}
+	if i := must[*api.Instance](t)(r.client.SetUpInstallation(ctx, ref, kernel)); i.InstallSetup == nil || i.InstallSetup.Kernel != kernel.Kernel || i.InstallSetup.Append != kernel.Append {
+		t.Errorf("setup: %+v", i.InstallSetup)
+	}
+	if _, err := r.client.SetUpInstallation(ctx, ref, imprint.InstallSetup{Kernel: "vmlinuz"}); imprint.KindOf(err) != imprint.Invalid {
+		t.Errorf("a setup that no machine can have: %v", err)
+	}
+	if i := must[*api.Instance](t)(r.client.ClearInstallSetup(ctx, ref)); i.InstallSetup != nil {
+		t.Errorf("a cleared setup: %+v", i.InstallSetup)
+	}
 	step.Generation = 1
 	if _, err := r.client.ReportInstallation(ctx, ref, step); imprint.KindOf(err) != imprint.Conflict {
 		t.Errorf("an installation of another generation: %v", err)

@@ -60,8 +60,9 @@ const (
 	KVM Accel = "kvm" // hardware; ask [Probe] before using it
 )
 
-// Machine describes a virtual machine. The zero value of every field but Kernel
-// has a working meaning.
+// Machine describes a virtual machine. The zero value of every field has a working
+// meaning, but there has to be something to boot from: a kernel, or what firmware
+// finds on a disk, a medium or the network.
 type Machine struct {
 	Program   string // path of the QEMU binary; "" is [Program] in PATH
 	Type      Type   // "" is [Q35]
@@ -69,7 +70,7 @@ type Machine struct {
 	CPUs      int    // 0 is 1
 	MemoryMiB int    // 0 is 512
 
-	Kernel string // a Linux kernel image, booted directly
+	Kernel string // a Linux kernel image, booted directly; "" has firmware boot the machine
 	Initrd string // "" is none
 	Append string // the kernel's command line
 	// TSCKHz is the host's time-stamp counter rate, as from [HostTSC]. A microvm
@@ -92,11 +93,16 @@ type Machine struct {
 	// carrier fw-cfg. "" is none.
 	ReadConfig string
 
-	Console  Console
-	Disks    []Disk
-	Medium   *Medium // nil is none
+	Console Console
+	Disks   []Disk
+	Medium  *Medium // nil is none
+	// Drives are more media, which cannot be taken away while the machine runs.
+	Drives   []Medium
 	NICs     []NIC
 	Channels []Channel
+	// BootOrder is in which order firmware tries what it may boot from; nil is its
+	// own. Of several devices of a sort the first comes first.
+	BootOrder []imprint.BootDevice
 	// Control has [Machine.Start] keep a connection to QEMU's monitor, by which
 	// [Process.TakeAway] works.
 	Control bool
@@ -161,11 +167,13 @@ func (m *Machine) Args() ([]string, error) {
 	a.add("-cpu", "max")
 	a.add("-smp", strconv.Itoa(max(m.CPUs, 1)))
 	a.add("-m", strconv.Itoa(m.memory()))
-	a.add("-kernel", m.Kernel)
+	if m.Kernel != "" {
+		a.add("-kernel", m.Kernel)
+	}
 	if m.Initrd != "" {
 		a.add("-initrd", m.Initrd)
 	}
-	if line := m.commandLine(); line != "" {
+	if line := m.commandLine(); line != "" && m.Kernel != "" {
 		a.add("-append", line)
 	}
 	if s := m.smbios(); s != "" {
@@ -180,14 +188,26 @@ func (m *Machine) Args() ([]string, error) {
 		a.add("-readconfig", m.ReadConfig)
 	}
 	a.console(m.Console)
+	order := bootOrder{wanted: m.BootOrder}
 	for i, d := range m.Disks {
-		a.disk(i, d)
+		a.disk(i, d, order.index(imprint.BootDisk))
 	}
-	if m.Medium != nil {
-		a.medium(m.Type, m.Medium)
+	if m.Type != PC && slices.ContainsFunc(m.media(), func(d Medium) bool { return d.Drive == FloppyDrive }) {
+		a.add("-device", "isa-fdc") // which a pc has
+	}
+	floppies := 0
+	for i, d := range m.media() {
+		id := mediumID
+		if m.Medium == nil || i > 0 {
+			id = fmt.Sprintf("drive%d", i)
+		}
+		a.medium(id, &d, floppies, order.index(bootDevice(d.Drive)))
+		if d.Drive == FloppyDrive {
+			floppies++
+		}
 	}
 	for i, n := range m.NICs {
-		a.nic(i, n)
+		a.nic(i, n, order.index(imprint.BootNetwork))
 	}
 	for _, c := range m.Channels {
 		a.channel(m.Type, c)
@@ -295,9 +315,11 @@ func (m *Machine) check() error {
 		return invalid("cpus", "%d; 1 to %d are allowed", m.CPUs, MaxCPUs)
 	case m.memory() < MinMemoryMiB || m.memory() > MaxMemoryMiB:
 		return invalid("memory", "%d MiB; %d to %d are allowed", m.MemoryMiB, MinMemoryMiB, MaxMemoryMiB)
-	case m.Kernel == "":
-		return imprint.Errorf(imprint.Invalid, "describe", "kernel", "none is given").
-			WithHint("name a kernel image, for instance /boot/vmlinuz-* of a Debian cloud kernel")
+	case m.Kernel == "" && (m.Type == Microvm || len(m.Disks)+len(m.media())+len(m.BootOrder) == 0):
+		return imprint.Errorf(imprint.Invalid, "describe", "kernel", "none is given, and there is nothing else to boot from").
+			WithHint("name a kernel image, for instance /boot/vmlinuz-* of a Debian cloud kernel, or a disk; a microvm boots no disk")
+	case m.Kernel == "" && m.Initrd+m.Append != "":
+		return invalid("kernel", "none is given, which the initial RAM disk and the command line are for")
 	case m.Instance != "" && !imprint.ValidID(string(m.Instance)):
 		return invalid("instance", "%q is not an identifier", m.Instance)
 	case m.UUID != "" && !imprint.ValidID(m.UUID):
@@ -322,7 +344,7 @@ func (m *Machine) check() error {
 			return invalid("disk "+d.Path, "format %q is neither raw nor qcow2", d.Format)
 		}
 	}
-	if err := m.checkMedium(); err != nil {
+	if err := m.checkMedia(); err != nil {
 		return err
 	}
 	if err := m.checkNICs(); err != nil {
@@ -409,7 +431,7 @@ func (a *args) console(c Console) {
 	a.add("-chardev", backend, "-serial", "chardev:console")
 }
 
-func (a *args) disk(n int, d Disk) {
+func (a *args) disk(n int, d Disk, boot string) {
 	format := d.Format
 	if format == "" {
 		format = "raw"
@@ -419,11 +441,15 @@ func (a *args) disk(n int, d Disk) {
 		mode = "cache=writeback"
 	}
 	a.add("-drive", fmt.Sprintf("id=disk%d,if=none,file=%s,format=%s,%s", n, escape(d.Path), format, mode))
-	a.add("-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", n))
+	a.add("-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d%s", n, boot))
 }
 
-func (a *args) nic(n int, c NIC) {
-	device := fmt.Sprintf("virtio-net-pci,netdev=net%d,romfile=", n)
+func (a *args) nic(n int, c NIC, boot string) {
+	device := fmt.Sprintf("virtio-net-pci,netdev=net%d", n)
+	if boot == "" {
+		device += ",romfile=" // which only a boot from the network needs
+	}
+	device += boot
 	if c.MAC != "" {
 		device += ",mac=" + c.MAC
 	}

@@ -46,11 +46,18 @@ func TestArgs(t *testing.T) {
 			Kernel: "vmlinuz", Append: "console=ttyS0", Instance: testID, Product: "OpenStack Nova",
 			NICs: []NIC{{MAC: "02:12:34:56:78:9a", Tap: "imp0123456789ab"}, {MAC: "52:54:00:12:34:56"}},
 		},
-		"q35-system":   {Kernel: "vmlinuz", Instance: testID, System: "a,b/system"},
-		"microvm-tap":  {Type: Microvm, Kernel: "vmlinuz", NICs: []NIC{{MAC: "02:12:34:56:78:9a", Tap: "tap_1.x-y"}}},
-		"q35-cd":       {Kernel: "vmlinuz", Medium: &Medium{CDDrive, "a,b/web-1.iso"}, Control: true},
-		"q35-floppy":   {Kernel: "vmlinuz", Medium: &Medium{FloppyDrive, "web-1.flp"}},
-		"pc-floppy":    {Type: PC, Kernel: "vmlinuz", Medium: &Medium{FloppyDrive, "web-1.flp"}},
+		"q35-system":  {Kernel: "vmlinuz", Instance: testID, System: "a,b/system"},
+		"microvm-tap": {Type: Microvm, Kernel: "vmlinuz", NICs: []NIC{{MAC: "02:12:34:56:78:9a", Tap: "tap_1.x-y"}}},
+		"q35-cd":      {Kernel: "vmlinuz", Medium: &Medium{CDDrive, "a,b/web-1.iso"}, Control: true},
+		"q35-floppy":  {Kernel: "vmlinuz", Medium: &Medium{FloppyDrive, "web-1.flp"}},
+		"pc-floppy":   {Type: PC, Kernel: "vmlinuz", Medium: &Medium{FloppyDrive, "web-1.flp"}},
+		"q35-install": {
+			Instance: testID, Disks: []Disk{{Path: "web-1.raw", Writable: true}, {Path: "scratch.raw"}}, NICs: []NIC{{MAC: "52:54:00:12:34:56"}},
+			Medium:    &Medium{FloppyDrive, "web-1.flp"},
+			Drives:    []Medium{{CDDrive, "a,b/netinst.iso"}, {CDDrive, "extra.iso"}, {DiskDrive, "drivers.img"}, {FloppyDrive, "answers.flp"}},
+			BootOrder: []imprint.BootDevice{imprint.BootCD, imprint.BootNetwork, imprint.BootDisk},
+		},
+		"pc-disk":      {Type: PC, Disks: []Disk{{Path: "web-1.raw"}}},
 		"microvm-disk": {Type: Microvm, Kernel: "vmlinuz", Medium: &Medium{DiskDrive, "web-1.img"}},
 		"commas": {
 			Kernel: "a,b/vmlinuz", Initrd: "a,b/initrd", Product: "Box, big", OEMStrings: "a,b/strings", ReadConfig: "a,b/qemu.conf",
@@ -117,6 +124,11 @@ func TestImpossibleMachines(t *testing.T) {
 	long := "/" + strings.Repeat("x", maxSocketPath)
 	for name, m := range map[string]Machine{
 		"kernel":              {},
+		"boots no disk":       {Type: Microvm, Disks: []Disk{{Path: "d"}}},
+		"initial RAM disk":    {Initrd: "i", Disks: []Disk{{Path: "d"}}},
+		"boot order":          {Kernel: "k", BootOrder: []imprint.BootDevice{imprint.BootCD}},
+		"usb":                 {BootOrder: []imprint.BootDevice{"usb"}},
+		"floppy controller's": {Drives: []Medium{{FloppyDrive, "a"}, {FloppyDrive, "b"}, {FloppyDrive, "c"}}},
 		"isa":                 {Kernel: "k", Type: "isapc"},
 		"accelerator":         {Kernel: "k", Accel: "hax"},
 		"cpus":                {Kernel: "k", CPUs: MaxCPUs + 1},
@@ -146,7 +158,7 @@ func TestImpossibleMachines(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := m.Args()
-			if imprint.KindOf(err) != imprint.Invalid || err == nil || !strings.Contains(err.Error(), name) {
+			if imprint.KindOf(err) != imprint.Invalid || err == nil || !strings.Contains(err.Error()+imprint.HintOf(err), name) {
 				t.Errorf("got %v; want an error of kind invalid that names %q", err, name)
 			}
 		})

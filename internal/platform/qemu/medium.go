@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"imprint"
@@ -35,31 +36,96 @@ type Medium struct {
 // mediumID is the name of the medium's device in QEMU's monitor.
 const mediumID = "medium"
 
-func (m *Machine) checkMedium() error {
-	switch {
-	case m.Medium == nil:
-		return nil
-	case m.Medium.Path == "":
-		return imprint.Errorf(imprint.Invalid, "describe", "medium", "no file is given")
-	case m.Medium.Drive == FloppyDrive && m.Type == Microvm:
-		return imprint.Errorf(imprint.Invalid, "describe", "medium", "a microvm has no floppy drive").WithHint("use machine type q35 or pc")
-	case m.Medium.Drive != CDDrive && m.Medium.Drive != DiskDrive && m.Medium.Drive != FloppyDrive:
-		return imprint.Errorf(imprint.Invalid, "describe", "medium", "%q is none of cd, disk, floppy", m.Medium.Drive)
+// MaxDrives is how many media a machine may have beside its [Machine.Medium].
+const MaxDrives = 4
+
+// media returns all that are in drives, the one first that can be taken away.
+func (m *Machine) media() []Medium {
+	if m.Medium == nil {
+		return m.Drives
+	}
+	return append([]Medium{*m.Medium}, m.Drives...)
+}
+
+func (m *Machine) checkMedia() error {
+	floppies := 0
+	for _, one := range m.media() {
+		switch {
+		case one.Path == "":
+			return imprint.Errorf(imprint.Invalid, "describe", "medium", "no file is given")
+		case one.Drive == FloppyDrive && m.Type == Microvm:
+			return imprint.Errorf(imprint.Invalid, "describe", "medium", "a microvm has no floppy drive").WithHint("use machine type q35 or pc")
+		case one.Drive == FloppyDrive:
+			floppies++
+		case one.Drive != CDDrive && one.Drive != DiskDrive:
+			return imprint.Errorf(imprint.Invalid, "describe", "medium", "%q is none of cd, disk, floppy", one.Drive)
+		}
+	}
+	if len(m.Drives) > MaxDrives || floppies > maxFloppies {
+		return imprint.Errorf(imprint.Invalid, "describe", "media", "%d of them, %d floppies; %d and a floppy controller's %d are allowed", len(m.Drives), floppies, MaxDrives, maxFloppies)
+	}
+	for i, d := range m.BootOrder {
+		switch {
+		case m.Kernel != "" || m.Type == Microvm:
+			return imprint.Errorf(imprint.Invalid, "describe", "boot order", "no firmware chooses what is booted").
+				WithHint("leave the kernel out, and use machine type q35 or pc")
+		case !slices.Contains([]imprint.BootDevice{imprint.BootCD, imprint.BootDisk, imprint.BootFloppy, imprint.BootNetwork}, d), slices.Contains(m.BootOrder[:i], d):
+			return imprint.Errorf(imprint.Invalid, "describe", "boot order", "%q is none of cd, disk, floppy and network, or twice there", d)
+		}
 	}
 	return nil
 }
 
-func (a *args) medium(t Type, m *Medium) {
-	drive := fmt.Sprintf("id=%s-image,if=none,file=%s,format=raw,readonly=on", mediumID, escape(m.Path))
+// maxFloppies is how many drives a controller has.
+const maxFloppies = 2
+
+// bootOrder gives each device its place.
+type bootOrder struct {
+	wanted []imprint.BootDevice
+	used   map[imprint.BootDevice]int
+}
+
+// devicesOfASort is more than a machine can have.
+const devicesOfASort = 100
+
+// index returns the option of the next device of that sort, "" if firmware is not to
+// boot from it.
+func (o *bootOrder) index(d imprint.BootDevice) string {
+	place := slices.Index(o.wanted, d)
+	if place < 0 {
+		return ""
+	}
+	if o.used == nil {
+		o.used = map[imprint.BootDevice]int{}
+	}
+	o.used[d]++
+	return fmt.Sprintf(",bootindex=%d", place*devicesOfASort+o.used[d])
+}
+
+func bootDevice(d Drive) imprint.BootDevice {
+	switch d {
+	case CDDrive:
+		return imprint.BootCD
+	case FloppyDrive:
+		return imprint.BootFloppy
+	}
+	return imprint.BootDisk
+}
+
+// medium attaches m; floppy is how many floppies come before it.
+func (a *args) medium(id string, m *Medium, floppy int, boot string) {
+	drive := fmt.Sprintf("id=%s-image,if=none,file=%s,format=raw,readonly=on", id, escape(m.Path))
 	if m.Drive == CDDrive {
 		drive += ",media=cdrom"
 	}
 	a.add("-drive", drive)
-	device := fmt.Sprintf("drive=%[1]s-image,id=%[1]s", mediumID)
+	device := fmt.Sprintf("drive=%[1]s-image,id=%[1]s%[2]s", id, boot)
 	switch m.Drive {
 	case FloppyDrive:
-		if t != PC { // which has a controller
-			a.add("-device", "isa-fdc")
+		if boot != "" { // it is the controller that tells firmware, by the letter of the drive
+			property, place, _ := strings.Cut(strings.TrimPrefix(boot, ","), "=")
+			a.add("-global", fmt.Sprintf("isa-fdc.%s%c=%s", property, 'A'+rune(floppy), place))
+			device = strings.TrimSuffix(device, boot)
 		}
 		a.add("-device", "floppy,drive-type=144,"+device)
 	case CDDrive:

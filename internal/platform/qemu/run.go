@@ -84,8 +84,8 @@ func (m *Machine) Start(ctx context.Context, run Run) (*Process, error) {
 // files returns what has to exist before the machine starts. Sockets are not
 // among them: QEMU waits for those.
 func (m *Machine) files() []string {
-	files := []string{m.Kernel}
-	for _, name := range []string{m.Initrd, m.System, m.OEMStrings, m.ReadConfig} {
+	var files []string
+	for _, name := range []string{m.Kernel, m.Initrd, m.System, m.OEMStrings, m.ReadConfig} {
 		if name != "" {
 			files = append(files, name)
 		}
@@ -93,8 +93,8 @@ func (m *Machine) files() []string {
 	for _, d := range m.Disks {
 		files = append(files, d.Path)
 	}
-	if m.Medium != nil {
-		files = append(files, m.Medium.Path)
+	for _, d := range m.media() {
+		files = append(files, d.Path)
 	}
 	return files
 }
