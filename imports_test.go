@@ -51,7 +51,7 @@ var imports = []struct {
 	{"internal/disk", "imprint", "golang.org/x/sys"},
 	{"internal/personalize", "imprint", "golang.org/x/sys"},
 	{"internal/unpack", "imprint", "github.com/klauspost/compress github.com/therootcompany/xz golang.org/x/sys"},
-	{"internal/image", "imprint internal/disk internal/image/reader internal/image/sandbox", "golang.org/x/sync golang.org/x/sys"},
+	{"internal/image", "imprint internal/disk internal/durable internal/image/reader internal/image/sandbox", "aead.dev/minisign github.com/ProtonMail/go-crypto golang.org/x/sync golang.org/x/sys"},
 	{"internal/image/reader", "internal/image/sandbox", "github.com/klauspost/compress github.com/therootcompany/xz"},
 	{"internal/image/sandbox", "", "golang.org/x/sys"},
 	{"internal/platform/qemu", "imprint", ""},

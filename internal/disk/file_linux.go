@@ -45,6 +45,21 @@ func Open(path string) (*File, error) {
 	return d, nil
 }
 
+// Wrap returns the disk that f is, which its opener keeps others away from, as [Open]
+// does: with the size that it has now. The size of its sectors is not looked for.
+func Wrap(f *os.File) (*File, error) {
+	d := &File{File: f, path: f.Name()}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, d.failed("open", err)
+	}
+	d.mode, d.block = info.Mode(), block(info.Mode())
+	if d.size, err = f.Seek(0, io.SeekEnd); err != nil {
+		return nil, d.failed("open", err)
+	}
+	return d, nil
+}
+
 func (d *File) open() error {
 	info, err := os.Lstat(d.path)
 	if err == nil && info.Mode().Type() == fs.ModeSymlink {

@@ -45,6 +45,8 @@ func (s *Source) sandboxed(ctx context.Context, task reader.Task, size int64, vi
 	switch {
 	case err == nil, errors.Is(err, context.Canceled):
 		return err
+	case errors.Is(err, reader.ErrLarge):
+		return imprint.Errorf(imprint.Exhausted, "unpack", s.Origin, "%w", err)
 	case errors.Is(err, reader.ErrImage):
 		return imprint.Errorf(imprint.Invalid, "read", s.Origin, "%w", err)
 	case errors.Is(err, errStream):

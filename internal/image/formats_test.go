@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"imprint"
+	"imprint/internal/disk"
 	"imprint/internal/image"
 	"imprint/test/need"
 )
@@ -58,14 +59,19 @@ func command(t *testing.T, name string, args ...string) {
 	}
 }
 
-func install(t *testing.T, source, disk string) (image.Written, error) {
+func install(t *testing.T, source, path string) (image.Written, error) {
 	t.Helper()
 	s, err := image.NewStore(image.Config{}).Open(t.Context(), imprint.Image{Source: source}, image.OpenOptions{})
 	if err != nil {
 		return image.Written{}, err
 	}
 	defer s.Close()
-	return s.Write(t.Context(), disk, image.WriteOptions{Verify: true})
+	d, err := disk.Open(path)
+	if err != nil {
+		return image.Written{}, err
+	}
+	defer d.Close()
+	return s.Write(t.Context(), d, image.WriteOptions{Verify: true})
 }
 
 // wantDisk fails unless a disk holds an image, and zeros behind it.

@@ -24,6 +24,8 @@ type Source struct {
 	Origin string
 	// FileSize is in bytes.
 	FileSize int64
+	// Fetched is set if it came over a network just now, rather than from the cache.
+	Fetched bool
 
 	f      *os.File
 	info   fs.FileInfo
@@ -129,7 +131,7 @@ func (s *Source) Measure(ctx context.Context, limit int64) (int64, error) {
 		}
 	}
 	if s.size > limit {
-		return s.size, imprint.Errorf(imprint.Exhausted, "write", s.Origin, "its disk has %s, and there is room for %s", Bytes(s.size), Bytes(limit))
+		return s.size, imprint.Errorf(imprint.Exhausted, "unpack", s.Origin, "it needs a disk of %s, and there are %s", Bytes(s.size), Bytes(limit))
 	}
 	return s.size, nil
 }
@@ -147,14 +149,25 @@ func (s *Source) unchanged() error {
 	return nil
 }
 
-// Check reads all of the file and fails with kind [imprint.Invalid] if its sums are not
-// those that it has to have. Progress is called now and then with the bytes read.
+// Check reads all of the file, returns its digest, and fails with kind [imprint.Invalid] if its sums are not
+// those that it has to have. From then on it has to have that digest. Progress is called
+// now and then with the bytes read.
 func (s *Source) Check(ctx context.Context, progress func(done, total int64)) (digest imprint.Digest, err error) {
 	h := newHashes(s.want)
 	if err := h.file(ctx, s.f, s.FileSize, progress); err != nil {
 		return "", readError(s.Origin, err)
 	}
-	return s.judge(h)
+	if digest, err = s.judge(h); err == nil {
+		s.pin("sha256", h)
+	}
+	return digest, err
+}
+
+// pin makes sure that whoever reads the file next finds what was found.
+func (s *Source) pin(algorithm string, h *hashes) {
+	if !slices.ContainsFunc(s.want, func(w sum) bool { return w.algorithm == algorithm }) {
+		s.want = append(s.want, sum{algorithm, h.sum(algorithm)})
+	}
 }
 
 // judge fails unless the sums are right and the file is still what it was.

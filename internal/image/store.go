@@ -2,10 +2,14 @@ package image
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/url"
+	"os"
+	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"imprint"
 )
@@ -32,7 +36,8 @@ const DefaultMaxCache = 64 << 30
 // Store gets images. It may be used by several goroutines, and its cache by several
 // processes.
 type Store struct {
-	c Config
+	c     Config
+	pause time.Duration // after the first failure of a server; 0 is the usual
 }
 
 // NewStore returns a store. Nothing is touched before the first image is asked for.
@@ -43,7 +48,7 @@ func NewStore(c Config) *Store {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Store{c}
+	return &Store{c: c}
 }
 
 // OpenOptions is what [Store.Open] may need beside the image.
@@ -68,19 +73,131 @@ func (st *Store) Open(ctx context.Context, m imprint.Image, o OpenOptions) (*Sou
 	if err != nil {
 		return nil, err
 	}
-	_ = u
-	if err := st.allowed(path); err != nil {
-		return nil, err
-	}
-	s, err := open(path, path)
+	client, err := st.client(m, o.Credentials)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.expect(m.Format); err != nil {
+	defer client.close()
+	want, err := st.sums(ctx, client, m)
+	if err != nil {
+		return nil, err
+	}
+	var s *Source
+	if u != nil {
+		s, err = st.fetched(ctx, client, u, want, o.Progress)
+	} else if err = st.allowed(path); err == nil {
+		s, err = open(path, path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.want = append(s.want, want...)
+	if err = s.expect(m.Format); err == nil && m.Sums == "" && m.Signature != "" {
+		err = st.signed(ctx, client, s, m)
+	}
+	if err != nil {
 		s.Close()
 		return nil, err
 	}
 	return s, nil
+}
+
+// sums returns those that the image has to have: the one that the reference has, and
+// the one in the signed list that it names.
+func (st *Store) sums(ctx context.Context, c *client, m imprint.Image) ([]sum, error) {
+	var want []sum
+	if m.Sum != "" {
+		w, err := parseSum(m.Sum)
+		if err != nil {
+			return nil, err
+		}
+		want = append(want, w)
+	}
+	if m.Sums == "" {
+		return want, nil
+	}
+	list, err := st.small(ctx, c, m.Sums)
+	if err != nil {
+		return nil, err
+	}
+	if m.Key != "" {
+		var signature []byte // the list has it around it, if there is none beside it
+		if m.Signature != "" {
+			if signature, err = st.small(ctx, c, m.Signature); err != nil {
+				return nil, err
+			}
+		}
+		if list, err = signedList(m.Key, list, signature); err != nil {
+			return nil, unsigned(m.Sums, err)
+		}
+	}
+	w, err := lookUp(list, nameOf(m.Source))
+	if err != nil {
+		return nil, err
+	}
+	return append(want, w), nil
+}
+
+// signed checks the signature of the image itself.
+func (st *Store) signed(ctx context.Context, c *client, s *Source, m imprint.Image) error {
+	signature, err := st.small(ctx, c, m.Signature)
+	if err != nil {
+		return err
+	}
+	h := newHashes(nil)
+	in := io.TeeReader(io.NewSectionReader(s.f, 0, s.FileSize), h)
+	if err := signedFile(m.Key, in, signature); err != nil {
+		return unsigned(s.Origin, err)
+	}
+	if _, err := s.judge(h); err != nil {
+		return err
+	}
+	s.pin("sha256", h)
+	return nil
+}
+
+func unsigned(what string, err error) error {
+	if _, u, e := locate(what); e == nil && u != nil {
+		what = shown(u)
+	}
+	return imprint.Errorf(imprint.Denied, "verify", what, "it is not signed by the key that it should be signed by: %w", err).
+		WithHint("nothing was written; look whether the signature is of this file, and the key the publisher's")
+}
+
+// small returns a list of sums or a signature.
+func (st *Store) small(ctx context.Context, c *client, source string) ([]byte, error) {
+	path, u, err := locate(source)
+	if err != nil {
+		return nil, err
+	}
+	if u != nil {
+		return c.small(ctx, u)
+	}
+	if err := st.allowed(path); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fileError("open", path, err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxSums+1))
+	if err != nil {
+		return nil, fileError("read", path, err)
+	}
+	if len(b) > maxSums {
+		return nil, imprint.Errorf(imprint.Invalid, "read", path, "it has more than %s, which no list of sums and no signature has", Bytes(maxSums))
+	}
+	return b, nil
+}
+
+// nameOf is the name by which a list has the sum of an image.
+func nameOf(source string) string {
+	p, u, err := locate(source)
+	if err == nil && u != nil {
+		p = u.Path
+	}
+	return path.Base(p)
 }
 
 // locate returns the path of a local source, or the URL of another.

@@ -45,28 +45,23 @@ type Written struct {
 	Digest imprint.Digest // of the image's file
 }
 
-// Write writes the image to the disk at path, a regular file or a block device that
-// nobody uses and that has room for all of it. What the disk has beyond the image
-// reads as zeros afterwards.
+// Write writes the image to a disk that has room for all of it. What the disk has
+// beyond the image reads as zeros afterwards.
 //
 // Nothing is written before everything but the sum is known to be right. The image's
 // beginning and end are written when all else is on the disk and the sum is right:
 // after a failure, a kill or a power failure before that, the disk has no partition
-// table, and Write can be called again. It fails as [disk.Open] and [Source.Measure]
-// do, with kind [imprint.Invalid] if the sum is wrong, and with [imprint.Unavailable] or
+// table, and Write can be called again. It fails as [Source.Measure] does, with kind
+// [imprint.Invalid] if the sum is wrong, and with [imprint.Unavailable] or
 // [imprint.Exhausted] if the disk fails, is full, or reads other than it was written.
-func (s *Source) Write(ctx context.Context, path string, o WriteOptions) (Written, error) {
-	d, err := disk.Open(path)
-	if err != nil {
-		return Written{}, err
-	}
-	defer d.Close()
+func (s *Source) Write(ctx context.Context, d *disk.File, o WriteOptions) (Written, error) {
+	path := d.Name()
 	if info, err := d.Stat(); err != nil || os.SameFile(info, s.info) {
 		return Written{}, imprint.Errorf(imprint.Invalid, "write", path, "it is the image itself")
 	}
 	size, err := s.Measure(ctx, d.Size())
 	if imprint.KindOf(err) == imprint.Exhausted {
-		return Written{}, imprint.Errorf(imprint.Exhausted, "write", path, "the disk of %s has %s, and this one %s: an image is never cut off", s.Origin, Bytes(size), Bytes(d.Size())).
+		return Written{}, imprint.Errorf(imprint.Exhausted, "write", path, "%w; an image is never cut off", err).
 			WithHint("enlarge the disk; what is on it was left as it is")
 	}
 	if err != nil {

@@ -93,5 +93,5 @@ func atEnd(r io.Reader) bool {
 }
 
 func tooLarge(limit int64) error {
-	return fmt.Errorf("it unpacks to more than the %d bytes that there are for it", limit)
+	return refusal{fmt.Sprintf("it unpacks to more than the %d bytes that there are for it", limit), true}
 }

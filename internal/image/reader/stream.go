@@ -41,16 +41,22 @@ type Frame struct {
 	Data   []byte // valid until the next frame is read
 }
 
-// ErrImage is wrapped by what [Decoder.Next] returns for a [FrameError]: the image
-// is at fault.
-var ErrImage = errors.New("the image cannot be read")
+// Why an image cannot be read, as [errors.Is] finds it in what [Decoder.Next] returns
+// for a [FrameError].
+var (
+	ErrImage = errors.New("the image is at fault")
+	ErrLarge = errors.New("it needs a larger disk") // is an ErrImage as well
+)
 
-// refusal is why an image cannot be read, as the sandbox has it.
-type refusal string
+// refusal is why an image cannot be read, in the words of the sandbox.
+type refusal struct {
+	text  string
+	large bool
+}
 
-func (r refusal) Error() string { return string(r) }
+func (r refusal) Error() string { return r.text }
 
-func (r refusal) Is(err error) bool { return err == ErrImage }
+func (r refusal) Is(err error) bool { return err == ErrImage || err == ErrLarge && r.large }
 
 // Encoder writes a stream.
 type Encoder struct {
@@ -83,7 +89,11 @@ func (e *Encoder) Write(f Frame) error {
 func (e *Encoder) fail(err error) error {
 	text := err.Error()
 	text = text[:min(len(text), maxText)]
-	return e.Write(Frame{Kind: FrameError, Length: int64(len(text)), Data: []byte(text)})
+	f := Frame{Kind: FrameError, Length: int64(len(text)), Data: []byte(text)}
+	if errors.Is(err, ErrLarge) {
+		f.At = 1
+	}
+	return e.Write(f)
 }
 
 // Decoder reads a stream that nobody vouches for: whatever it is, [Decoder.Next]
@@ -117,7 +127,7 @@ func (d *Decoder) Next() (Frame, error) {
 	}
 	switch {
 	case f.Kind == FrameError:
-		return Frame{}, d.refusal(f.Length)
+		return Frame{}, d.refusal(f.Length, f.At == 1)
 	case d.size < 0:
 		if f.Kind != FrameSize || f.Offset != 0 || f.At != 0 || f.Length < 0 || f.Length > MaxDisk {
 			return Frame{}, broken("it does not begin with the size of a disk")
@@ -160,7 +170,7 @@ func (d *Decoder) Next() (Frame, error) {
 }
 
 // refusal reads a message. What is not printable is not shown.
-func (d *Decoder) refusal(n int64) error {
+func (d *Decoder) refusal(n int64, large bool) error {
 	if n <= 0 || n > maxText {
 		return broken("a message has %d bytes", n)
 	}
@@ -168,12 +178,12 @@ func (d *Decoder) refusal(n int64) error {
 	if _, err := io.ReadFull(d.r, text); err != nil {
 		return broken("it ends early: %w", err)
 	}
-	return refusal(strings.Map(func(r rune) rune {
+	return refusal{strings.Map(func(r rune) rune {
 		if r < ' ' || r > '~' {
 			return '?'
 		}
 		return r
-	}, string(text)))
+	}, string(text)), large}
 }
 
 func broken(format string, args ...any) error {
