@@ -12,6 +12,8 @@ const (
 	MaxNames        = 32       // DNS names, and separately IP addresses, in one certificate
 	MaxSSHKeys      = 32       // keys
 	MaxSSHKeyLen    = 8 << 10  // bytes of one authorized_keys line
+	MaxUsers        = 32       // users
+	MaxUsersLen     = 8 << 10  // bytes of all users in JSON; so that they fit a serial frame
 	MaxMetadata     = 128      // entries
 	MaxMetadataLen  = 4 << 10  // bytes of one value
 	MaxUserData     = 64 << 10 // bytes of user data, and separately of vendor data
@@ -73,6 +75,7 @@ func (i *Instance) Clone() *Instance {
 	s, e := &c.Spec, &c.Enrolment
 	s.DNSNames, s.IPs, s.SSHKeys = slices.Clone(s.DNSNames), slices.Clone(s.IPs), slices.Clone(s.SSHKeys)
 	s.Params, s.Channels, s.Metadata, s.Pipes = slices.Clone(s.Params), slices.Clone(s.Channels), maps.Clone(s.Metadata), slices.Clone(s.Pipes)
+	s.Users = cloneUsers(s.Users)
 	if s.Network != nil {
 		s.Network = &Network{maps.Clone(s.Network.Ethernets)}
 		for name, n := range s.Network.Ethernets {
@@ -129,6 +132,7 @@ type Spec struct {
 	DNSNames   []string          `json:"dnsNames,omitempty"`
 	IPs        []netip.Addr      `json:"ips,omitempty"`
 	SSHKeys    []string          `json:"sshKeys,omitempty"`
+	Users      []User            `json:"users,omitempty"`
 	Network    *Network          `json:"network,omitempty"`
 	Metadata   map[string]string `json:"metadata,omitempty"`
 	UserData   string            `json:"userData,omitempty"`

@@ -73,7 +73,8 @@ func verdict(err error) string {
 func check(s *imprint.Spec, values map[string]imprint.Secret) []Problem {
 	c := &checker{}
 	c.names(s)
-	c.keys(s.SSHKeys)
+	c.keys("sshKeys", s.SSHKeys)
+	c.users(s, values)
 	c.texts(s)
 	c.policy(&s.Policy)
 	if s.Network != nil {
@@ -132,10 +133,10 @@ func (c *checker) count(field string, n, limit int) {
 	}
 }
 
-func (c *checker) keys(keys []string) {
-	c.count("sshKeys", len(keys), imprint.MaxSSHKeys)
+func (c *checker) keys(list string, keys []string) {
+	c.count(list, len(keys), imprint.MaxSSHKeys)
 	for i, line := range keys {
-		field := fmt.Sprintf("sshKeys[%d]", i)
+		field := fmt.Sprintf("%s[%d]", list, i)
 		if len(line) > imprint.MaxSSHKeyLen {
 			c.fault(field, "has %d bytes; %d are allowed", len(line), imprint.MaxSSHKeyLen)
 			continue

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -126,7 +127,13 @@ func TestMarshalRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := manifest.Parse("again", out, sources())
+		asked := map[string]bool{}
+		src = sources()
+		src.Prompt = func(name string) (imprint.Secret, error) {
+			asked[name] = true
+			return prompted(all, name), nil
+		}
+		again, err := manifest.Parse("again", out, src)
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", file, err, out)
 		}
@@ -137,12 +144,22 @@ func TestMarshalRoundTrip(t *testing.T) {
 				t.Errorf("%s: wrote\n%s\ngot  %+v\nwant %+v", file, out, again[i].Spec, all[i].Spec)
 			}
 			for _, p := range again[i].Spec.Params {
-				if p.Visibility != imprint.Public && string(again[i].Values[p.Name].Reveal()) != "from the terminal" {
+				if p.Visibility != imprint.Public && !asked[p.Name] {
 					t.Errorf("%s: %s was not asked for", file, p.Name)
 				}
 			}
 		}
 	}
+}
+
+// prompted is what somebody types for a parameter who knows its value.
+func prompted(all []manifest.Manifest, name string) imprint.Secret {
+	for _, m := range all {
+		if v, ok := m.Values[name]; ok {
+			return v
+		}
+	}
+	return imprint.Secret{}
 }
 
 func TestLoadErrors(t *testing.T) {
@@ -224,13 +241,43 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// Users who would not fit a serial frame are refused, alone or with the vendor data.
+func TestUsersFit(t *testing.T) {
+	t.Parallel()
+	spec := &imprint.Spec{Name: "web-1", VendorData: strings.Repeat("x", 4<<10), Channels: []imprint.ChannelKind{imprint.Serial2}}
+	for i := range imprint.MaxUsers {
+		spec.Users = append(spec.Users, imprint.User{Name: fmt.Sprintf("u%d", i), Gecos: strings.Repeat("g", 80)})
+	}
+	if err := manifest.Check(spec); err != nil {
+		t.Errorf("what fits: %v", err)
+	}
+	spec.VendorData = strings.Repeat("x", 6<<10)
+	if err := manifest.Check(spec); err == nil || !strings.Contains(err.Error(), "users together with the vendor data: has 14") {
+		t.Errorf("with too much vendor data: %v", err)
+	}
+	spec.Channels = append(spec.Channels, imprint.NetworkEST)
+	if err := manifest.Check(spec); err != nil {
+		t.Errorf("with another channel: %v", err)
+	}
+	for i := range spec.Users {
+		spec.Users[i].Groups = []string{strings.Repeat("g", 31), strings.Repeat("h", 31), strings.Repeat("i", 31), strings.Repeat("j", 31), "k"}
+	}
+	if err := manifest.Check(spec); err == nil || !strings.Contains(err.Error(), "bytes together; 8192 are allowed") {
+		t.Errorf("too many bytes: %v", err)
+	}
+	spec.Users = append(spec.Users, imprint.User{Name: "one-more"})
+	if err := manifest.Check(spec); err == nil || !strings.Contains(err.Error(), "users has 33 elements; 32 are allowed") {
+		t.Errorf("too many: %v", err)
+	}
+}
+
 // The reference names every field that Marshal can write.
 func TestReference(t *testing.T) {
 	t.Parallel()
 	ref := manifest.Reference()
 	for _, field := range []string{
 		"name", "userDataFile", "network.ethernets.NAME.routes[].via", "network.ethernets.NAME.nameservers.search",
-		"params.private.NAME.env", "params.secret", "enrolment.window", "personalization[].credentials", "image.keyFile", "os",
+		"params.private.NAME.env", "users[].hashedPassword", "params.secret", "enrolment.window", "personalization[].credentials", "image.keyFile", "os",
 	} {
 		if !strings.Contains(ref, "| `"+field+"` |") {
 			t.Errorf("%s is not in the reference", field)

@@ -35,6 +35,7 @@ type document struct {
 	DNSNames        []string          `yaml:"dnsNames,omitempty"`
 	IPs             []string          `yaml:"ips,omitempty"`
 	SSHKeys         []string          `yaml:"sshKeys,omitempty"`
+	Users           []user            `yaml:"users,omitempty"`
 	Network         *network          `yaml:"network,omitempty"`
 	Metadata        map[string]string `yaml:"metadata,omitempty"`
 	UserData        string            `yaml:"userData,omitempty"`
@@ -66,6 +67,17 @@ type pack struct {
 	CA          string `yaml:"ca,omitempty"`
 	Credentials string `yaml:"credentials,omitempty"`
 	Devices     bool   `yaml:"devices,omitempty"`
+}
+
+type user struct {
+	Name           string   `yaml:"name"`
+	Gecos          string   `yaml:"gecos,omitempty"`
+	UID            int      `yaml:"uid,omitempty"`
+	Groups         []string `yaml:"groups,omitempty"`
+	Shell          string   `yaml:"shell,omitempty"`
+	Admin          bool     `yaml:"admin,omitempty"`
+	SSHKeys        []string `yaml:"sshKeys,omitempty"`
+	HashedPassword string   `yaml:"hashedPassword,omitempty"`
 }
 
 type network struct {
@@ -114,7 +126,7 @@ type policy struct {
 func documentOf(s *imprint.Spec) document {
 	d := document{
 		Name: string(s.Name), Tenant: string(s.Tenant), Host: string(s.Host),
-		DNSNames: s.DNSNames, IPs: words(s.IPs), SSHKeys: s.SSHKeys,
+		DNSNames: s.DNSNames, IPs: words(s.IPs), SSHKeys: s.SSHKeys, Users: usersOf(s.Users),
 		Network: networkOf(s.Network), Metadata: s.Metadata, UserData: s.UserData, VendorData: s.VendorData,
 		Params: paramsOf(s.Params), Channels: texts(s.Channels), Pipes: s.Pipes, IMDSv2Only: s.IMDSv2Only, Enrolment: policyOf(s.Policy),
 	}
@@ -128,6 +140,14 @@ func documentOf(s *imprint.Spec) document {
 		d.OS = s.OS.String()
 	}
 	return d
+}
+
+func usersOf(users []imprint.User) []user {
+	var out []user
+	for _, u := range users {
+		out = append(out, user(u))
+	}
+	return out
 }
 
 func networkOf(n *imprint.Network) *network {
