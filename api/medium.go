@@ -24,6 +24,8 @@ type MediumRequest struct {
 	// MergeVendor is for cloud-init before 0.7.6, which takes no vendor data from drives.
 	MergeVendor   bool   `json:"mergeVendorData,omitempty" doc:"Put vendor data into the user data."`
 	AdminPassword string `json:"adminPassword,omitempty" maxLength:"255" doc:"The name of the public parameter whose value becomes the administrator's password; for Windows answer files."`
+	// UserPasswords have at most as many entries as an instance has users.
+	UserPasswords map[string]string `json:"userPasswords,omitempty" doc:"By user, the name of the public parameter whose value becomes the password; for Windows answer files, which make no account for a user without one."`
 }
 
 // MediumOutcome says what became of a medium.
@@ -41,18 +43,21 @@ type Medium struct {
 	Token   bool      // the payload on it holds a one-time token
 	CheckIn []string  // base URLs of the check-in endpoint in the payload on it
 	Omitted []string  // what not all who can read the medium may read
-	Files   map[string]imprint.Secret
+	// Unsupported is what of the instance's users the dialect has no place for.
+	Unsupported []string
+	Files       map[string]imprint.Secret
 }
 
 // The names of the global header's records.
 const (
-	recordNumber  = "IMPRINT.number"
-	recordLabel   = "IMPRINT.label"
-	recordTime    = "IMPRINT.time"
-	recordToken   = "IMPRINT.token"
-	recordCheckIn = "IMPRINT.check-in"
-	recordOmitted = "IMPRINT.omitted"
-	recordFiles   = "IMPRINT.files" // how many there are: an archive that was cut off looks whole
+	recordNumber      = "IMPRINT.number"
+	recordLabel       = "IMPRINT.label"
+	recordTime        = "IMPRINT.time"
+	recordToken       = "IMPRINT.token"
+	recordCheckIn     = "IMPRINT.check-in"
+	recordOmitted     = "IMPRINT.omitted"
+	recordUnsupported = "IMPRINT.unsupported"
+	recordFiles       = "IMPRINT.files" // how many there are: an archive that was cut off looks whole
 )
 
 // Encode returns the archive.
@@ -60,12 +65,13 @@ func (m *Medium) Encode() (imprint.Secret, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	records := map[string]string{
-		recordNumber:  strconv.FormatUint(uint64(m.Number), 10),
-		recordLabel:   m.Label,
-		recordTime:    m.Time.UTC().Format(time.RFC3339),
-		recordCheckIn: strings.Join(m.CheckIn, "\n"),
-		recordOmitted: strings.Join(m.Omitted, "\n"),
-		recordFiles:   strconv.Itoa(len(m.Files)),
+		recordNumber:      strconv.FormatUint(uint64(m.Number), 10),
+		recordLabel:       m.Label,
+		recordTime:        m.Time.UTC().Format(time.RFC3339),
+		recordCheckIn:     strings.Join(m.CheckIn, "\n"),
+		recordOmitted:     strings.Join(m.Omitted, "\n"),
+		recordUnsupported: strings.Join(m.Unsupported, "\n"),
+		recordFiles:       strconv.Itoa(len(m.Files)),
 	}
 	if m.Token {
 		records[recordToken] = "true"
@@ -146,6 +152,9 @@ func (m *Medium) decodeHeader(records map[string]string) (err error) {
 	}
 	if s := records[recordOmitted]; s != "" {
 		m.Omitted = strings.Split(s, "\n")
+	}
+	if s := records[recordUnsupported]; s != "" {
+		m.Unsupported = strings.Split(s, "\n")
 	}
 	number, err := strconv.ParseUint(records[recordNumber], 10, 32)
 	if err != nil {

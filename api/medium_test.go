@@ -16,7 +16,7 @@ import (
 // medium is one with everything that a medium can have.
 func medium() *Medium {
 	return &Medium{
-		Number: 7, CheckIn: []string{"https://a:1", "https://b:2"}, Label: "config-2", Time: time.Date(2026, 11, 29, 15, 0, 0, 0, time.UTC), Token: true, Omitted: []string{"db-password", "user data"},
+		Number: 7, CheckIn: []string{"https://a:1", "https://b:2"}, Label: "config-2", Time: time.Date(2026, 11, 29, 15, 0, 0, 0, time.UTC), Token: true, Omitted: []string{"db-password", "user data"}, Unsupported: []string{"user alice", "the UID of bob"},
 		Files: map[string]imprint.Secret{
 			"openstack/latest/meta_data.json": imprint.NewSecret([]byte("{}")), "empty": imprint.NewSecret(nil),
 			"org.imprint/" + strings.Repeat("ü", 90): imprint.NewSecret(bytes.Repeat([]byte{0}, 1<<10)),
@@ -33,7 +33,7 @@ func sameMedium(a, b *Medium) string {
 		}
 		return files
 	}
-	if a.Number != b.Number || !slices.Equal(a.CheckIn, b.CheckIn) || a.Label != b.Label || !a.Time.Equal(b.Time) || a.Token != b.Token || !slices.Equal(a.Omitted, b.Omitted) || !maps.Equal(plain(a), plain(b)) {
+	if a.Number != b.Number || !slices.Equal(a.CheckIn, b.CheckIn) || a.Label != b.Label || !a.Time.Equal(b.Time) || a.Token != b.Token || !slices.Equal(a.Omitted, b.Omitted) || !slices.Equal(a.Unsupported, b.Unsupported) || !maps.Equal(plain(a), plain(b)) {
 		return fmt.Sprintf("%+v\nand %+v", a, b)
 	}
 	return ""

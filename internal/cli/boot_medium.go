@@ -112,6 +112,7 @@ func (b *bootMedium) make(ctx context.Context) error {
 		return err
 	}
 	b.number, b.checkIn = m.Number, m.CheckIn
+	b.omitted(b.dialect, m)
 	return nil
 }
 

@@ -46,6 +46,9 @@ func (p *program) describe(w io.Writer, d *api.Description) {
 			row(w, "Dropped packets", describeDrops(port.Dropped))
 		}
 	}
+	if len(i.Spec.Users) > 0 {
+		row(w, "Users", describeUsers(i.Spec.Users))
+	}
 	for n, param := range i.Spec.Params {
 		label := ""
 		if n == 0 {
@@ -197,6 +200,18 @@ func describeHost(h api.HostState) string {
 		return fmt.Sprintf("%s; not this server, and not a hypervisor that was added", h.Name)
 	}
 	return string(h.Name)
+}
+
+func describeUsers(users []imprint.User) string {
+	var list []string
+	for _, u := range users {
+		text := u.Name
+		if u.Admin {
+			text += " (administrator)"
+		}
+		list = append(list, text)
+	}
+	return strings.Join(list, ", ")
 }
 
 func describeParam(param imprint.Param, d *api.Description) string {

@@ -20,6 +20,7 @@ type mediaOptions struct {
 	carrier, dialect, out, ttl, appendTo string
 	partition                            string // the disk that gets one
 	adminPassword                        string
+	userPasswords                        map[string]string // parameters, by user
 	mergeVendor                          bool
 	size                                 int64 // MiB
 }
@@ -76,6 +77,8 @@ away again.`,
 	f.StringVar(&o.appendTo, "append-to", "", "an initial RAM disk, a `file` that FILE begins with; for the carrier initrd")
 	f.BoolVar(&o.mergeVendor, "merge-vendor-data", false, "put vendor data into the user data, for cloud-init before 0.7.6 and for altcloud")
 	f.StringVar(&o.adminPassword, "admin-password", "", "the public `parameter` that becomes the administrator's password; for unattend and sysprep")
+	f.StringToStringVar(&o.userPasswords, "user-password", nil, "`USER=PARAMETER` makes that public parameter the password of a user; for unattend")
+	f.Lookup("user-password").DefValue = "" // which is not worth a word
 	c.MarkFlagRequired("dialect")
 	for _, whole := range []string{"out", "carrier", "append-to"} {
 		c.MarkFlagsMutuallyExclusive(whole, "partition")
@@ -146,7 +149,7 @@ func (p *program) media(ctx context.Context, ref string, o *mediaOptions) error 
 	if o.out != "-" {
 		fmt.Fprintf(p.out, "%s of %s on %s written to %s%s\n", o.dialect, ref, o.carrier, o.out, withToken(m))
 	}
-	p.omitted(m)
+	p.omitted(o.dialect, m)
 	return nil
 }
 
@@ -188,7 +191,7 @@ func (p *program) writeMedium(ctx context.Context, ref string, carrier media.Car
 
 // medium asks for what the medium holds. That makes its token, so it comes last.
 func (p *program) medium(ctx context.Context, ref, carrier string, o *mediaOptions) (*api.Medium, error) {
-	request := api.MediumRequest{Dialect: o.dialect, Carrier: carrier, MergeVendor: o.mergeVendor, AdminPassword: o.adminPassword}
+	request := api.MediumRequest{Dialect: o.dialect, Carrier: carrier, MergeVendor: o.mergeVendor, AdminPassword: o.adminPassword, UserPasswords: o.userPasswords}
 	if o.ttl != "" {
 		life, err := imprint.ParseDuration(o.ttl)
 		if err != nil {
@@ -213,8 +216,12 @@ func withToken(m *api.Medium) string {
 	return ""
 }
 
-func (p *program) omitted(m *api.Medium) {
+// omitted says what is not on the medium, and why.
+func (p *program) omitted(dialect string, m *api.Medium) {
 	if len(m.Omitted) > 0 {
 		fmt.Fprintf(p.err, "left out, because not all who can read a medium may read it: %s\n", strings.Join(m.Omitted, ", "))
+	}
+	if len(m.Unsupported) > 0 {
+		fmt.Fprintf(p.err, "left out, because %s has no place for it: %s\n", dialect, strings.Join(m.Unsupported, ", "))
 	}
 }

@@ -62,7 +62,7 @@ func (p *program) addPartition(ctx context.Context, ref string, o *mediaOptions)
 	}
 	fmt.Fprintf(p.out, "%s of %s written to partition %d of %s, %d MiB from byte %d on, table %s%s\n",
 		o.dialect, ref, slot.Number, o.partition, slot.Size>>20, slot.Start, slot.Scheme, withToken(m))
-	p.omitted(m)
+	p.omitted(o.dialect, m)
 	return d.Tell(slot.Partition, true)
 }
 

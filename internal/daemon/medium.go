@@ -38,7 +38,7 @@ func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what ap
 	in := dialect.DriveInput{
 		Readers: carrier.Readers | drive.Readers, Form: carrier.Form,
 		Closed: inst.Enrolment.State == imprint.Closed || !inst.Enrolment.State.Open(),
-		Seed:   make([]byte, dialect.SeedSize), MergeVendor: what.MergeVendor, AdminPassword: what.AdminPassword,
+		Seed:   make([]byte, dialect.SeedSize), MergeVendor: what.MergeVendor, AdminPassword: what.AdminPassword, UserPasswords: what.UserPasswords,
 	}
 	rand.Read(in.Seed) // never fails
 	m := &api.Medium{Label: drive.Label, Time: inst.Updated, Token: drive.Payload && imprint.MayHoldToken(in.Readers)}
@@ -84,7 +84,7 @@ func render(m *api.Medium, drive dialect.Drive, carrier media.Carrier, inst *imp
 		return err
 	}
 	v := &media.Volume{Label: m.Label, Time: m.Time, Files: map[string][]byte{}}
-	m.Omitted, m.Files = omitted, map[string]imprint.Secret{}
+	m.Omitted, m.Unsupported, m.Files = omitted, drive.Unsupported(inst, in), map[string]imprint.Secret{}
 	for path, value := range view.Values {
 		v.Files[path] = value.Data
 		m.Files[path] = imprint.NewSecret(value.Data)

@@ -17,11 +17,11 @@ import (
 // it leaves alone:
 //
 //	252  sysctl.extra, which sets the name whatever the image calls itself; root's SSH
-//	     keys; tmpfiles.extra, which makes a file of the payload that came by an initial RAM disk
+//	     keys; sysusers.extra, which makes the users; tmpfiles.extra, which makes their
+//	     homes, and a file of the payload that came by an initial RAM disk
 //	254  system.hostname, for an image without a name
-//	256  the files of systemd-networkd; the unit that runs the agent
-//
-// A manifest has no users but root's SSH keys, and no passwords.
+//	256  the passwords of users, by a drop-in: systemd-sysusers.service is given none but
+//	     root's; the files of systemd-networkd; the unit that runs the agent
 func credentialsDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) error {
 	dir := map[Form]string{Initrd: "run/credentials/@initrd/", Firmware: SystemdNames, FWCfg: SystemdNames}[in.Form]
 	put := func(name, data string) { v.put(dir+name, imprint.Public, data) }
@@ -31,10 +31,24 @@ func credentialsDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) 
 	if len(spec.SSHKeys) > 0 {
 		put("ssh.authorized_keys.root", strings.Join(spec.SSHKeys, "\n")+"\n")
 	}
+	accounts, files := sysusers(spec.Users)
+	if accounts != "" {
+		put("sysusers.extra", accounts)
+	}
+	for i := range spec.Users {
+		u := &spec.Users[i]
+		if p := hashOf(spec, u, in.Readers); p.Value != "" && systemdTakesHash(in.Form) {
+			v.put(dir+"passwd.hashed-password."+u.Name, p.Visibility, p.Value)
+			put("systemd.unit-dropin.systemd-sysusers.service", "[Service]\nImportCredential=passwd.hashed-password.*\n")
+		}
+	}
 	if in.Form == Initrd || in.Form == Stub {
-		put("tmpfiles.extra", "d /etc/imprint 0700 root root -\n"+makePayload+base64.StdEncoding.EncodeToString(in.Payload)+"\n")
+		files += "d /etc/imprint 0700 root root -\n" + makePayload + base64.StdEncoding.EncodeToString(in.Payload) + "\n"
 	} else { // the agent finds it by itself, and it is on no disk
 		v.put(ImprintNames+"payload", imprint.Public, string(in.Payload))
+	}
+	if files != "" {
+		put("tmpfiles.extra", files)
 	}
 	if in.Form != FWCfg { // which has no room for these names
 		put("systemd.extra-unit."+agentUnit, agentUnitFile)
@@ -47,6 +61,11 @@ func credentialsDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) 
 	}
 	return nil
 }
+
+// systemdTakesHash reports whether a user's password can be a credential: fw_cfg has no
+// room for the name, and what came by systemd-stub no generator reads, so that nothing
+// would make the drop-in.
+func systemdTakesHash(f Form) bool { return f == Firmware || f == Initrd }
 
 // maxKernelName is how long Linux lets a machine's name be (__NEW_UTS_LEN).
 const maxKernelName = 64

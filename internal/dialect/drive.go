@@ -52,8 +52,20 @@ type Drive struct {
 	Password bool
 	// Forms say what it can be put on.
 	Forms  []Form
+	users  userSupport
 	render func(values, *imprint.Instance, Facts, DriveInput) error
 }
+
+// userSupport says what a dialect does about users.
+type userSupport uint8
+
+const (
+	noUsers      userSupport = iota
+	everyUser                // as they are declared
+	inUserData               // if vendor data is merged into the user data
+	systemdUsers             // by systemd-sysusers
+	windowsUsers             // those who get a password
+)
 
 // DriveInput is what a rendering needs besides the instance and its tenant.
 type DriveInput struct {
@@ -62,11 +74,15 @@ type DriveInput struct {
 	Seed    []byte          // for the guest's random numbers, as in [OpenStack]
 	Payload []byte          // encoded; for a [Drive] that has one
 	Form    Form            // of the medium
-	// MergeVendor puts vendor data into the user data.
+	// MergeVendor puts vendor data, and with it the users, into the user data.
 	MergeVendor bool
 	// AdminPassword names the public parameter that is the password of Windows'
 	// administrator; "" sets none.
 	AdminPassword string
+	// UserPasswords names, by user, the public parameters that are the passwords of
+	// Windows' local accounts. A user without one gets no account: it would have an
+	// empty password.
+	UserPasswords map[string]string
 }
 
 // Drives returns the dialects that there are on media.
@@ -76,31 +92,31 @@ func Drives() []Drive {
 	return []Drive{
 		{
 			Name: "openstack", Summary: "config drive of Nova's, for cloud-init, cloudbase-init and others",
-			Label: "config-2", Readers: all, UserData: true, Forms: []Form{Volume}, render: configDrive,
+			Label: "config-2", Readers: all, UserData: true, Forms: []Form{Volume}, users: everyUser, render: configDrive,
 		}, {
 			Name: "nocloud", Summary: "seed for cloud-init's NoCloud",
-			Label: "cidata", Readers: all, UserData: true, Forms: []Form{Volume}, render: noCloudDrive,
+			Label: "cidata", Readers: all, UserData: true, Forms: []Form{Volume}, users: everyUser, render: noCloudDrive,
 		}, {
 			Name: "nocloud-net", Summary: "the line that sends cloud-init's NoCloud to the host's metadata",
-			Readers: all, Forms: []Form{System}, render: noCloudSeed,
+			Readers: all, Forms: []Form{System}, users: everyUser, render: noCloudSeed,
 		}, {
 			Name: "ec2", Summary: "the part of a config drive that is in EC2's terms",
-			Label: "config-2", Readers: all, UserData: true, Forms: []Form{Volume}, render: ec2Drive,
+			Label: "config-2", Readers: all, UserData: true, Forms: []Form{Volume}, users: inUserData, render: ec2Drive,
 		}, {
 			Name: "ganeti", Summary: "the parameters of a Ganeti operating system",
 			Label: "ganeti", Readers: all, Forms: []Form{Volume}, render: ganetiDrive,
 		}, {
 			Name: "unattend", Summary: "answer file for Windows Setup and sysprep",
-			Label: "unattend", Readers: all, Password: true, Forms: []Form{Volume}, render: unattendDrive,
+			Label: "unattend", Readers: all, Password: true, Forms: []Form{Volume}, users: windowsUsers, render: unattendDrive,
 		}, {
 			Name: "sysprep", Summary: "answer file for Mini-Setup of Windows XP and Server 2003",
 			Label: "sysprep", Readers: all, Password: true, Forms: []Form{Volume}, render: sysprepDrive,
 		}, {
 			Name: "altcloud", Summary: "user data for cloud-init's AltCloud, on a floppy or a CD",
-			Label: "CDROM", Readers: all, UserData: true, Forms: []Form{Volume}, render: altCloudDrive,
+			Label: "CDROM", Readers: all, UserData: true, Forms: []Form{Volume}, users: inUserData, render: altCloudDrive,
 		}, {
 			Name: "credentials", Summary: "systemd credentials, and the payload for imprint-agent",
-			Payload: true, Forms: []Form{Initrd, Firmware, FWCfg, Stub}, render: credentialsDrive,
+			Payload: true, Forms: []Form{Initrd, Firmware, FWCfg, Stub}, users: systemdUsers, render: credentialsDrive,
 		}, {
 			Name: "native", Summary: "the payload for imprint-agent",
 			Label: "IMPRINT", Payload: true, Forms: []Form{Volume, Initrd, Firmware, FWCfg}, render: nativeDrive,
@@ -134,12 +150,16 @@ func (d Drive) Render(inst *imprint.Instance, facts Facts, in DriveInput) (*impr
 		return nil, nil, imprint.Errorf(imprint.Invalid, "render", d.Name, "it has no place for an administrator's password").
 			WithHint("unattend and sysprep have one")
 	}
+	if len(in.UserPasswords) > 0 && d.users != windowsUsers {
+		return nil, nil, imprint.Errorf(imprint.Invalid, "render", d.Name, "it has no place for the passwords of Windows' users").
+			WithHint("unattend has")
+	}
 	if in.MergeVendor && !d.UserData {
 		return nil, nil, imprint.Errorf(imprint.Invalid, "render", d.Name, "it has no user data, into which vendor data could be put").
 			WithHint("openstack, nocloud, ec2 and altcloud have")
 	}
 	if in.MergeVendor && !in.Closed { // then there is no user data to merge it into
-		inst = mergeVendor(inst)
+		inst = mergeVendor(withUsers(inst, inst.Spec.VendorData, in.Readers))
 	}
 	if err := d.render(v, inst, facts, in); err != nil {
 		return nil, nil, err

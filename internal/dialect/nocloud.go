@@ -13,7 +13,10 @@ import (
 // Both documents are YAML in its JSON form, so that no value can break out of
 // its quotes. network-config is netplan's version 2; an interface with a MAC
 // address is found by it and keeps the name that the guest gave it.
+//
+// What makes the users is in vendor-data, before what the operator gave for it.
 func NoCloud(inst *imprint.Instance) *imprint.View {
+	inst = withUsers(inst, inst.Spec.VendorData, NetworkReaders)
 	spec := &inst.Spec
 	v := values{NetworkReaders, map[string]imprint.Value{}}
 	v.put("nocloud/meta-data", imprint.Public, compact(noCloudMeta{

@@ -47,7 +47,8 @@ func OpenStackHasPassword(version string) bool { return version >= grizzly }
 // request; it is mixed in without being trusted either way.
 //
 // Metadata and public parameters are "meta", without "admin_pass", which would be
-// a password in the clear. network_data.json has every address of an interface
+// a password in the clear. What makes the users is in vendor_data.json, before what the
+// operator gave for it; vendor_data2.json has that alone. network_data.json has every address of an interface
 // as a network of its own, where Nova has one of each family.
 func OpenStack(inst *imprint.Instance, facts Facts, seed []byte) *imprint.View {
 	spec := &inst.Spec
@@ -60,7 +61,7 @@ func OpenStack(inst *imprint.Instance, facts Facts, seed []byte) *imprint.View {
 	}
 	network := public(compact(openStackNetwork(declared)))
 	static := jsonVendorData(spec.VendorData)
-	vendor, vendor2 := public(static), public(compact(map[string]json.RawMessage{"static": json.RawMessage(static)}))
+	vendor, vendor2 := public(openStackVendorData(inst)), public(compact(map[string]json.RawMessage{"static": json.RawMessage(static)}))
 	meta := openStackMeta(inst, facts)
 	var metaData imprint.Value
 	for _, version := range OpenStackVersions() {
@@ -142,6 +143,22 @@ func jsonVendorData(data string) string {
 		return data
 	}
 	return compact(map[string]string{"cloud-init": data})
+}
+
+// openStackVendorData is vendor_data.json with what makes the users. What else is in
+// the operator's object stays there, for others.
+func openStackVendorData(inst *imprint.Instance) string {
+	given := inst.Spec.VendorData
+	with := withUsers(inst, given, NetworkReaders)
+	if with == inst {
+		return jsonVendorData(given)
+	}
+	var object map[string]json.RawMessage
+	if json.Unmarshal([]byte(given), &object) != nil || object == nil {
+		object = map[string]json.RawMessage{}
+	}
+	object["cloud-init"] = json.RawMessage(compact(with.Spec.VendorData))
+	return compact(object)
 }
 
 // The parts of network_data.json; the order of fields is that of

@@ -17,7 +17,7 @@ func sysprepDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) erro
 	if err := checkComputerName(inst); err != nil {
 		return err
 	}
-	secret, err := password(inst, in)
+	secret, err := password(inst, in.AdminPassword, in.Readers)
 	if err != nil {
 		return err
 	}

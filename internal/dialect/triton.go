@@ -27,11 +27,13 @@ const vendorData = "#cloud-config\nfs_setup: []\n"
 
 // Triton renders the keys that software for the Triton metadata protocol asks
 // for: cloud-init's SmartOS datasource, mdata-get. User data is among them; it
-// is public, because cloud-init logs it.
+// is public, because cloud-init logs it. What makes the users is in sdc:vendor-data,
+// before what the operator gave for it.
 //
 // The operator's metadata and public parameters follow under their own names,
 // the former first, except for names that steer stock software ([TritonSteers]).
 func Triton(inst *imprint.Instance, facts Facts) *imprint.View {
+	inst = withUsers(inst, cmp.Or(inst.Spec.VendorData, vendorData), TritonReaders)
 	spec := &inst.Spec
 	v := values{TritonReaders, map[string]imprint.Value{}}
 	public := func(key, data string) {

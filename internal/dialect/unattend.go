@@ -24,7 +24,11 @@ func unattendDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) err
 	if err := checkComputerName(inst); err != nil {
 		return err
 	}
-	secret, err := password(inst, in)
+	secret, err := password(inst, in.AdminPassword, in.Readers)
+	if err != nil {
+		return err
+	}
+	users, err := accounts(inst, in)
 	if err != nil {
 		return err
 	}
@@ -39,8 +43,11 @@ func unattendDrive(v values, inst *imprint.Instance, _ Facts, in DriveInput) err
 		specialize = withNetwork(specialize, n)
 	}
 	passes := []settings{{"specialize", specialize}}
-	if secret != "" {
-		shell := component{Name: "Microsoft-Windows-Shell-Setup", Password: &adminPassword{secret, true}}
+	if secret != "" || users != nil {
+		shell := component{Name: "Microsoft-Windows-Shell-Setup", Accounts: users}
+		if secret != "" {
+			shell.Password = &plainPassword{secret, true}
+		}
 		passes = append(passes, settings{"oobeSystem", []component{shell}})
 	}
 	for _, p := range passes {
@@ -90,11 +97,22 @@ type (
 		Domain       string         `xml:"DNSDomain,omitempty"`
 		Commands     *commands      `xml:"RunSynchronous"`
 		Interfaces   *interfaces    `xml:"Interfaces"`
-		Password     *adminPassword `xml:"UserAccounts>AdministratorPassword"`
+		Password     *plainPassword `xml:"UserAccounts>AdministratorPassword"`
+		Accounts     *localAccounts `xml:"UserAccounts>LocalAccounts"`
 	}
-	adminPassword struct {
+	plainPassword struct {
 		Value string `xml:"Value"`
 		Plain bool   `xml:"PlainText"`
+	}
+	localAccounts struct {
+		List []localAccount `xml:"LocalAccount"`
+	}
+	localAccount struct {
+		Action   string        `xml:"http://schemas.microsoft.com/WMIConfig/2002/State action,attr"`
+		Password plainPassword `xml:"Password"`
+		FullName string        `xml:"DisplayName,omitempty"`
+		Groups   string        `xml:"Group"` // between semicolons
+		Name     string        `xml:"Name"`
 	}
 	commands struct {
 		List []command `xml:"RunSynchronousCommand"`
@@ -192,4 +210,59 @@ func appendAddress(list *winAddresses, value string) *winAddresses {
 	}
 	list.List = append(list.List, winAddress{"add", len(list.List) + 1, value})
 	return list
+}
+
+// Limits on a local account (its Name and Group in Microsoft's reference of unattended
+// installation; lmcons.h has the shorter one for names).
+const (
+	maxAccountName  = 20
+	maxAccountGroup = 256
+)
+
+// takenAccounts are accounts that Windows has, and a name that it reserves.
+var takenAccounts = []string{"administrator", "guest", "defaultaccount", "wdagutilityaccount", "system", "none"}
+
+// accounts returns the users for whom in names a password; nil if there are none.
+func accounts(inst *imprint.Instance, in DriveInput) (*localAccounts, error) {
+	var list []localAccount
+	found := 0
+	for i := range inst.Spec.Users {
+		u := &inst.Spec.Users[i]
+		param, ok := in.UserPasswords[u.Name]
+		if !ok {
+			continue
+		}
+		found++
+		cannot := func(format string, args ...any) (*localAccounts, error) {
+			return nil, imprint.Errorf(imprint.Invalid, "render answer file for", inst.Ref()+", user "+u.Name, format, args...).
+				WithHint("give it another name in the manifest, or leave its password out")
+		}
+		secret, err := password(inst, param, in.Readers)
+		groups := []string{"Users"}
+		if u.Admin {
+			groups[0] = "Administrators"
+		}
+		joined := strings.Join(append(groups, u.Groups...), ";")
+		switch {
+		case err != nil:
+			return nil, err
+		case secret == "":
+			return cannot("no parameter is named for its password")
+		case len(u.Name) > maxAccountName:
+			return cannot("the name has %d characters, and one of Windows' at most %d", len(u.Name), maxAccountName)
+		case slices.Contains(takenAccounts, u.Name), strings.EqualFold(u.Name, string(inst.Spec.Name)):
+			return cannot("Windows has an account or a computer of that name")
+		case len(joined) > maxAccountGroup:
+			return cannot("the names of its groups have %d characters together, and Setup reads %d", len(joined), maxAccountGroup)
+		}
+		list = append(list, localAccount{"add", plainPassword{secret, true}, u.Gecos, joined, u.Name})
+	}
+	if found < len(in.UserPasswords) {
+		return nil, imprint.Errorf(imprint.NotFound, "render answer file for", inst.Ref(), "of the %d users who are to have a password it has %d", len(in.UserPasswords), found).
+			WithHint("users are declared in the manifest")
+	}
+	if list == nil {
+		return nil, nil
+	}
+	return &localAccounts{list}, nil
 }
