@@ -15,10 +15,25 @@ import (
 // operatorKey is the SSH key of whoever operates the machines.
 const operatorKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs operator@lab.internal"
 
+// userHash is that of the password "imprint", and userAlice somebody who has it.
+const (
+	userHash  = "$6$saltsalt$o7uzWWVtT0VfP1CoBFwoCA6V4fgsro4ut97.Xtbe.aa7CD8Dg72kiXgXirW2ymD1DFPTAjitztLwomquPZXoL1"
+	userAlice = `
+  - name: alice
+    gecos: Alice Example
+    uid: 1042
+    groups: [adm, builders]
+    shell: /bin/bash
+    admin: true
+`
+)
+
 const stockManifest = `
 name: stock-1
 dnsNames: [stock-1.lab.internal]
 sshKeys: ["` + operatorKey + `"]
+users:` + userAlice + `    sshKeys: ["` + operatorKey + `"]
+    hashedPassword: alice-hash
 network:
   ethernets:
     eth0:
@@ -27,6 +42,7 @@ network:
       routes: [{to: default, via: 10.0.2.2}]
 params:
   private: {db-password: {env: DB_PASSWORD}}
+  public: {alice-hash: "` + userHash + `"}
 userData: |
   #cloud-config
   runcmd:
@@ -34,6 +50,12 @@ userData: |
       exec >/dev/ttyS0
       echo "guest: hostname $(hostname)"
       sed 's/^/guest: key /' /home/debian/.ssh/authorized_keys
+      getent passwd alice | sed 's/^/guest: user /'
+      echo "guest: groups $(id -Gn alice)"
+      sed 's/^/guest: key of alice /' /home/alice/.ssh/authorized_keys
+      stat -c 'guest: mode %a %U %n' /home/alice/.ssh/authorized_keys
+      echo "guest: alice becomes $(su alice -c 'sudo -n id -un')"
+      getent shadow alice | cut -d: -f1,2 | sed 's/^/guest: shadow /'
       echo "guest: address $(ip -4 -o addr show scope global | grep -o '10[.0-9]*/24')"
       grep -rqs "$(printf 'private-%s' canary)" /var/lib/cloud /var/log /run && echo "guest: the private value is in a file"
       echo "guest: user data ran"
@@ -77,6 +99,7 @@ func TestStockCloudInit(t *testing.T) {
 		"guest: key "+operatorKey,
 		"guest: address 10.0.2.15/24",
 		"guest: user data ran")
+	expectAlice(t, console)
 	if strings.Contains(console, "guest: the private value is in a file") || strings.Contains(console, private) {
 		t.Error("cloud-init wrote the private value down")
 	}
@@ -84,4 +107,16 @@ func TestStockCloudInit(t *testing.T) {
 		t.Error("cloud-init finds fault with what it was given")
 	}
 	s.expectAbsent(private)
+}
+
+// expectAlice fails the test unless the machine made the user who was declared.
+func expectAlice(t *testing.T, console string) {
+	t.Helper()
+	expectConsole(t, console,
+		"guest: user alice:x:1042:1042:Alice Example:/home/alice:/bin/bash\n",
+		"guest: groups alice adm builders\n",
+		"guest: key of alice "+operatorKey+"\n",
+		"guest: mode 600 alice /home/alice/.ssh/authorized_keys\n",
+		"guest: alice becomes root\n",
+		"guest: shadow alice:"+userHash+"\n")
 }

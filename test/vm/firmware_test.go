@@ -5,7 +5,9 @@ package vm_test
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/ed25519"
 	"encoding/base64"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"maps"
@@ -14,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"imprint"
 	"imprint/demo/guest"
@@ -88,8 +92,8 @@ func TestBirthFromFirmware(t *testing.T) {
 	}
 }
 
-// A stock Debian, with neither agent nor cloud-init, takes its name and its operator's
-// keys from the firmware.
+// A stock Debian, with neither agent nor cloud-init, takes its name, its operator's
+// keys and its users from the firmware; one of them logs in.
 func TestStockSystemdCredentials(t *testing.T) {
 	needQEMU(t)
 	kernel, err := guest.FetchKernel(t.Context(), cache)
@@ -97,8 +101,10 @@ func TestStockSystemdCredentials(t *testing.T) {
 		t.Fatal(err)
 	}
 	disk, initrd := debianImage(t, kernel), switchRoot(t)
-	look := filepath.Join(t.TempDir(), "look") // a shell reads it from a disk like any file
-	if err := os.WriteFile(look, append(script(t, "systemd/credentials.sh"), bytes.Repeat([]byte("\n"), 4096)...)[:4096], 0o600); err != nil {
+	public, private := sshKeyPair(t)
+	// A shell reads it from a disk like any file.
+	look, content := filepath.Join(t.TempDir(), "look"), bytes.Replace(script(t, "systemd/credentials.sh"), []byte("ALICES KEY\n"), private, 1)
+	if err := os.WriteFile(look, append(content, bytes.Repeat([]byte("\n"), 4096)...)[:4096], 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s := newServer(t, "--check-in", freeAddress(t))
@@ -109,13 +115,16 @@ func TestStockSystemdCredentials(t *testing.T) {
 	}
 	// Of what is in both, systemd takes what is in fw_cfg: the name. Only the other has keys.
 	id, fwCfg := credentials("named-1", "", "fw-cfg")
-	_, smbios := credentials("keys-1", fmt.Sprintf("sshKeys: [%q]\n", operatorKey), "smbios")
+	_, smbios := credentials("keys-1", fmt.Sprintf("sshKeys: [%q]\nusers:%s    sshKeys: [%q]\n  - name: bob\n", operatorKey, userAlice, public), "smbios")
 	console := boot(t, qemu.Machine{
 		CPUs: 2, MemoryMiB: 768, Kernel: initrd.Kernel, Initrd: initrd.Initrd, Instance: id,
 		Append: quietDisk + ` cloud-init=disabled systemd.run="/bin/sh /dev/vdb"`,
 		Disks:  []qemu.Disk{{Path: disk}, {Path: look}}, ReadConfig: filepath.Join(fwCfg, "qemu.conf"), OEMStrings: smbios,
 	}, stockLimit).poweredOff()
 	expectConsole(t, console, "guest: name named-1.lab.internal\n", "guest: key "+operatorKey+"\n",
+		"guest: user alice:x:1042:1042:Alice Example:/home/alice:/bin/bash\n", "guest: groups alice adm builders\n",
+		"guest: drwx------ alice alice /home/alice\n", "guest: -rw------- alice alice /home/alice/.ssh/authorized_keys\n",
+		"guest: alice logs in and becomes root\n", "guest: alice:!*\n", ":/home/bob:/bin/sh\n", "guest: bob becomes nobody\n",
 		"guest: -r-------- root system.hostname\n", "guest: nothing of imprint's on the disk\n")
 	if strings.Contains(console, "nobody MAY") {
 		t.Error("an unprivileged process reads a credential")
@@ -168,6 +177,24 @@ network: {ethernets: {lan0: {macaddress: "52:54:00:12:34:56", addresses: [10.0.2
 			expectConsole(t, console, "guest: "+name+".lab.internal is enrolled by "+unit+"\n", "SMBIOS string org.imprint:payload=: found a payload")
 		})
 	}
+}
+
+// sshKeyPair returns a new key's line for authorized_keys, and its file.
+func sshKeyPair(t *testing.T) (public string, private []byte) {
+	t.Helper()
+	pub, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, err := ssh.NewPublicKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := ssh.MarshalPrivateKey(key, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(line))), pem.EncodeToMemory(block)
 }
 
 // archive returns a tar archive, as a disk, of programs and other files by path.

@@ -102,6 +102,7 @@ func TestStockCloudInitFromMedia(t *testing.T) {
 			s.kill()
 			console := boot(t, m, stockLimit).poweredOff()
 			expectConsole(t, console, want...)
+			expectAlice(t, console)
 			if strings.Contains(console, "guest: the private value is in a file") || strings.Contains(console, private) {
 				t.Error("the private value was on the medium")
 			}
