@@ -62,7 +62,7 @@ var imports = []struct {
 	{"internal/job", "imprint", ""},
 	{"internal/helpervm", "imprint internal/cpio internal/disk internal/job internal/platform/qemu", "github.com/klauspost/compress github.com/therootcompany/xz golang.org/x/sys"},
 	{"internal/inside", "imprint internal/job internal/unpack", "golang.org/x/sys"},
-	{"internal/confine", "imprint", ""},
+	{"internal/confine", "imprint", "golang.org/x/sys"},
 
 	// The operator's side.
 	{"api", "imprint", ""},
