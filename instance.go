@@ -13,7 +13,7 @@ const (
 	MaxSSHKeys      = 32       // keys
 	MaxSSHKeyLen    = 8 << 10  // bytes of one authorized_keys line
 	MaxUsers        = 32       // users
-	MaxUsersLen     = 8 << 10  // bytes of all users in JSON; so that they fit a serial frame
+	MaxUsersLen     = 8 << 10  // bytes of all users, with their hashes; so that they fit a serial frame
 	MaxMetadata     = 128      // entries
 	MaxMetadataLen  = 4 << 10  // bytes of one value
 	MaxUserData     = 64 << 10 // bytes of user data, and separately of vendor data

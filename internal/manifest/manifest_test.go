@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"imprint"
+	"imprint/internal/dialect"
 	"imprint/internal/manifest"
 )
 
@@ -241,35 +242,47 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// Users who would not fit a serial frame are refused, alone or with the vendor data.
+// As many users as are accepted, with all that they may have, fit a serial port in the
+// form in which they go there, alone and with vendor data. More are refused.
 func TestUsersFit(t *testing.T) {
 	t.Parallel()
-	spec := &imprint.Spec{Name: "web-1", VendorData: strings.Repeat("x", 4<<10), Channels: []imprint.ChannelKind{imprint.Serial2}}
-	for i := range imprint.MaxUsers {
-		spec.Users = append(spec.Users, imprint.User{Name: fmt.Sprintf("u%d", i), Gecos: strings.Repeat("g", 80)})
+	serial, _ := imprint.ChannelOf(imprint.Serial2)
+	for _, vendor := range []int{0, 3000, 6000} {
+		spec := imprint.Spec{Name: "web-1", VendorData: strings.Repeat("x", vendor), Channels: []imprint.ChannelKind{imprint.Serial2}}
+		fit, refusal := 0, error(nil)
+		for i := 0; refusal == nil; i++ {
+			hash := fmt.Sprintf("h%d", i)
+			spec.Params = append(spec.Params, imprint.Param{Name: hash, Visibility: imprint.Public, Value: "$6$" + strings.Repeat("x", 300)})
+			spec.Users = append(spec.Users, imprint.User{
+				Name: fmt.Sprintf("u%d", i), UID: 1000 + i, Gecos: strings.Repeat("<", 10), Groups: []string{"adm"}, Shell: "/bin/sh",
+				Admin: true, SSHKeys: []string{testKey}, HashedPassword: hash,
+			})
+			if refusal = manifest.Check(&spec); refusal != nil {
+				break
+			}
+			fit++
+			if n := len(dialect.Triton(&imprint.Instance{Spec: spec}, dialect.Facts{}).Values["sdc:vendor-data"].Data); n > serial.Capacity {
+				t.Fatalf("%d users beside %d bytes of vendor data take %d bytes of %d", fit, vendor, n, serial.Capacity)
+			}
+		}
+		want := "users together with the vendor data: has 1"
+		if vendor == 0 {
+			want = "bytes together, with their hashes; 8192 are allowed"
+		}
+		if fit == 0 || !strings.Contains(refusal.Error(), want) {
+			t.Errorf("%d users beside %d bytes of vendor data, and then: %v", fit, vendor, refusal)
+		}
 	}
-	if err := manifest.Check(spec); err != nil {
-		t.Errorf("what fits: %v", err)
+	spec := imprint.Spec{Name: "web-1"}
+	for i := range imprint.MaxUsers + 1 {
+		spec.Users = append(spec.Users, imprint.User{Name: fmt.Sprintf("u%d", i)})
 	}
-	spec.VendorData = strings.Repeat("x", 6<<10)
-	if err := manifest.Check(spec); err == nil || !strings.Contains(err.Error(), "users together with the vendor data: has 14") {
-		t.Errorf("with too much vendor data: %v", err)
-	}
-	spec.Channels = append(spec.Channels, imprint.NetworkEST)
-	if err := manifest.Check(spec); err != nil {
-		t.Errorf("with another channel: %v", err)
-	}
-	for i := range spec.Users {
-		spec.Users[i].Groups = []string{strings.Repeat("g", 31), strings.Repeat("h", 31), strings.Repeat("i", 31), strings.Repeat("j", 31), "k"}
-	}
-	if err := manifest.Check(spec); err == nil || !strings.Contains(err.Error(), "bytes together; 8192 are allowed") {
-		t.Errorf("too many bytes: %v", err)
-	}
-	spec.Users = append(spec.Users, imprint.User{Name: "one-more"})
-	if err := manifest.Check(spec); err == nil || !strings.Contains(err.Error(), "users has 33 elements; 32 are allowed") {
+	if err := manifest.Check(&spec); err == nil || !strings.Contains(err.Error(), "users has 33 elements; 32 are allowed") {
 		t.Errorf("too many: %v", err)
 	}
 }
+
+const testKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIClClga4j7TmeFRB7jhdbnbZbJawYCd+Iv3clQzbvOs"
 
 // The reference names every field that Marshal can write.
 func TestReference(t *testing.T) {

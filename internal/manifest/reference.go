@@ -19,7 +19,7 @@ func Reference() string {
 		"| field | value | meaning |\n|---|---|---|\n")
 	rows(&b, "", fieldsOf(&Manifest{}))
 	fmt.Fprintf(&b, "\nLimits: a file has at most %d bytes and %d instances; an instance has at most %d DNS names, %d addresses,\n"+
-		"%d SSH keys, and as many for each of %d users, who have together %d bytes in JSON, %d metadata entries of %d bytes, %d bytes of user data and of vendor data, and %d parameters of %d bytes.\n",
+		"%d SSH keys, and as many for each of %d users, who have together %d bytes, %d metadata entries of %d bytes, %d bytes of user data and of vendor data, and %d parameters of %d bytes.\n",
 		MaxFile, MaxInstances, imprint.MaxNames, imprint.MaxNames, imprint.MaxSSHKeys, imprint.MaxUsers, imprint.MaxUsersLen, imprint.MaxMetadata, imprint.MaxMetadataLen,
 		imprint.MaxUserData, imprint.MaxParams, imprint.MaxParamLen)
 	return b.String()

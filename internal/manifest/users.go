@@ -22,6 +22,9 @@ const (
 	maxShellLen    = 255 // bytes
 	maxHashLen     = 384 // bytes, libcrypt's CRYPT_OUTPUT_SIZE
 	minUID, maxUID = 1000, 60000
+	// moreInCloudConfig is how many bytes more than in JSON a user takes there,
+	// without the hash: the names of its fields are longer.
+	moreInCloudConfig = 64
 )
 
 // What every system takes for a name (systemd's User/Group Name Syntax, in its
@@ -159,9 +162,17 @@ func (c *checker) usersSize(s *imprint.Spec) {
 		return
 	}
 	b, err := json.Marshal(s.Users)
-	switch size := len(b); {
+	size := len(b) + len(s.Users)*moreInCloudConfig
+	for _, u := range s.Users {
+		for _, p := range s.Params {
+			if p.Name == u.HashedPassword {
+				size += len(p.Value)
+			}
+		}
+	}
+	switch {
 	case err != nil || size > imprint.MaxUsersLen:
-		c.fault("users", "have %d bytes together; %d are allowed", size, imprint.MaxUsersLen)
+		c.fault("users", "have %d bytes together, with their hashes; %d are allowed", size, imprint.MaxUsersLen)
 	case s.VendorData != "":
 		size = (size + len(s.VendorData)) * 3 / 2 // in base64, with what is around it
 		if fault := travelFault(imprint.Public, size, s.Channels); fault != "" {
