@@ -132,8 +132,9 @@ func TestStockSystemdCredentials(t *testing.T) {
 }
 
 // A Debian 13 that has the agent's program, but no name and no address, gets these from
-// the firmware and enrols, started by it: by the unit of the package, which nobody has
-// enabled, or where there is none by the one that is in the firmware too.
+// the firmware, and a user with a password, and enrols, started by it: by the unit of the
+// package, which nobody has enabled, or where there is none by the one that is in the
+// firmware too. Enrolled, it has what no medium may: the password of another user.
 func TestBareSystemEnrolsByCredentials(t *testing.T) {
 	needQEMU(t)
 	need.Program(t, "systemctl", "systemd")
@@ -150,17 +151,25 @@ func TestBareSystemEnrolsByCredentials(t *testing.T) {
 	}
 	s := newServer(t, "--check-in", freeAddress(t))
 	files := map[string]string{
-		"usr/sbin/imprint-agent":         read(t, program("imprint-agent")),
-		"etc/imprint/enrolled.d/10-tell": string(script(t, "systemd/tell.sh")),
-		"etc/hosts":                      "10.0.2.2 imprint.internal\n",
+		"usr/sbin/imprint-agent":              read(t, program("imprint-agent")),
+		"etc/imprint/enrolled.d/10-passwords": string(script(t, "systemd/passwords.sh")),
+		"etc/imprint/enrolled.d/20-tell":      string(script(t, "systemd/tell.sh")),
+		"etc/hosts":                           "10.0.2.2 imprint.internal\n",
 	}
+	bobHash := strings.Replace(userHash, "saltsalt", "bobsalts", 1)
 	for name, unit := range map[string]string{"bare-1": "imprint-enrol.service", "packaged-1": "imprint-agent.service"} {
 		t.Run(unit, func(t *testing.T) {
 			id := s.create(fmt.Sprintf(`name: %s
 dnsNames: [%[1]s.lab.internal]
 channels: [est]
 network: {ethernets: {lan0: {macaddress: "52:54:00:12:34:56", addresses: [10.0.2.15/24]}}}
-`, name))
+users:
+  - {name: alice, uid: 1042, hashedPassword: alice-hash}
+  - {name: bob, uid: 1043, hashedPassword: bob-hash}
+params:
+  public: {alice-hash: "`+userHash+`"}
+  private: {bob-hash: {env: BOB_HASH}}
+`, name), "BOB_HASH="+bobHash)
 			m := qemu.Machine{
 				CPUs: 2, MemoryMiB: 768, Kernel: initrd.Kernel, Initrd: initrd.Initrd, Instance: id, Append: quietDisk,
 				OEMStrings: filepath.Join(t.TempDir(), "strings"),
@@ -174,7 +183,8 @@ network: {ethernets: {lan0: {macaddress: "52:54:00:12:34:56", addresses: [10.0.2
 			m.Disks = []qemu.Disk{{Path: disk}, {Path: archive(t, has)}}
 			console := boot(t, m, stockLimit).poweredOff()
 			expectByToken(t, s.describe(name))
-			expectConsole(t, console, "guest: "+name+".lab.internal is enrolled by "+unit+"\n", "SMBIOS string org.imprint:payload=: found a payload")
+			expectConsole(t, console, "guest: "+name+".lab.internal is enrolled by "+unit+"\n", "SMBIOS string org.imprint:payload=: found a payload",
+				"guest: before it is enrolled alice has "+userHash+"\n", "guest: before it is enrolled bob has !*\n", "guest: bob has "+bobHash+"\n")
 		})
 	}
 }
