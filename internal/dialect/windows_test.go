@@ -100,6 +100,7 @@ func windows() *imprint.Instance {
 		{Name: "plain", Visibility: imprint.Public, Value: `correct horse, 'battery'; staple`},
 		{Name: "broken", Visibility: imprint.Public, Value: "a\r\nb"},
 		{Name: "empty", Visibility: imprint.Public},
+		{Name: "long", Visibility: imprint.Public, Value: strings.Repeat("x", 128)},
 		{Name: "star", Visibility: imprint.Public, Value: "*"},
 		{Name: "private", Visibility: imprint.Private},
 	}
@@ -144,6 +145,7 @@ func TestPasswordsThatAreRefused(t *testing.T) {
 		{"sysprep", "private", imprint.Denied, "it is private"},
 		{"unattend", "absent", imprint.NotFound, "has none of that name"},
 		{"unattend", "broken", imprint.Invalid, "1 to 127 characters that can be printed"},
+		{"unattend", "long", imprint.Invalid, "1 to 127 characters that can be printed"},
 		{"unattend", "empty", imprint.Invalid, "1 to 127 characters that can be printed"},
 		{"sysprep", "open", imprint.Invalid, "no quote, no per cent sign and none but characters of ASCII"},
 		{"sysprep", "star", imprint.Invalid, "an asterisk alone means no password there"},
