@@ -159,7 +159,7 @@ func (d Drive) Render(inst *imprint.Instance, facts Facts, in DriveInput) (*impr
 			WithHint("openstack, nocloud, ec2 and altcloud have")
 	}
 	if in.MergeVendor && !in.Closed { // then there is no user data to merge it into
-		inst = mergeVendor(withUsers(inst, inst.Spec.VendorData, in.Readers))
+		inst = mergeVendor(withUsers(inst, inst.Spec.VendorData))
 	}
 	if err := d.render(v, inst, facts, in); err != nil {
 		return nil, nil, err

@@ -16,7 +16,7 @@ import (
 //
 // What makes the users is in vendor-data, before what the operator gave for it.
 func NoCloud(inst *imprint.Instance) *imprint.View {
-	inst = withUsers(inst, inst.Spec.VendorData, NetworkReaders)
+	inst = withUsers(inst, inst.Spec.VendorData)
 	spec := &inst.Spec
 	v := values{NetworkReaders, map[string]imprint.Value{}}
 	v.put("nocloud/meta-data", imprint.Public, compact(noCloudMeta{

@@ -149,7 +149,7 @@ func jsonVendorData(data string) string {
 // the operator's object stays there, for others.
 func openStackVendorData(inst *imprint.Instance) string {
 	given := inst.Spec.VendorData
-	with := withUsers(inst, given, NetworkReaders)
+	with := withUsers(inst, given)
 	if with == inst {
 		return jsonVendorData(given)
 	}

@@ -33,7 +33,7 @@ const vendorData = "#cloud-config\nfs_setup: []\n"
 // The operator's metadata and public parameters follow under their own names,
 // the former first, except for names that steer stock software ([TritonSteers]).
 func Triton(inst *imprint.Instance, facts Facts) *imprint.View {
-	inst = withUsers(inst, cmp.Or(inst.Spec.VendorData, vendorData), TritonReaders)
+	inst = withUsers(inst, cmp.Or(inst.Spec.VendorData, vendorData))
 	spec := &inst.Spec
 	v := values{TritonReaders, map[string]imprint.Value{}}
 	public := func(key, data string) {

@@ -28,14 +28,15 @@ const sudoRule = "ALL=(ALL) NOPASSWD:ALL"
 
 // cloudUsers returns a cloud-config that makes the users, in YAML's JSON form; "" if
 // there are none. A list of users replaces the one in the image, so the image's own
-// user, who gets the instance's keys, is in it as "default".
-func cloudUsers(spec *imprint.Spec, readers imprint.Readers) string {
+// user, who gets the instance's keys, is in it as "default". Whatever carries it, every
+// process of the guest can read it: cloud-init keeps it and logs it.
+func cloudUsers(spec *imprint.Spec) string {
 	if len(spec.Users) == 0 {
 		return ""
 	}
 	list := []any{"default"}
 	for _, u := range spec.Users {
-		hash := hashOf(spec, &u, readers).Value
+		hash := hashOf(spec, &u, NetworkReaders).Value
 		out := cloudUser{u.Name, u.Gecos, u.UID, u.Groups, u.Shell, "", u.SSHKeys, hash, hash == ""}
 		if u.Admin {
 			out.Sudo = sudoRule
@@ -59,8 +60,8 @@ func hashOf(spec *imprint.Spec, u *imprint.User, readers imprint.Readers) imprin
 // withUsers returns inst with what makes its users as the first part of its vendor
 // data, before given, the operator's own. Of a setting in both cloud-init takes the
 // operator's, and before either the tenant's, in the user data.
-func withUsers(inst *imprint.Instance, given string, readers imprint.Readers) *imprint.Instance {
-	users := cloudUsers(&inst.Spec, readers)
+func withUsers(inst *imprint.Instance, given string) *imprint.Instance {
+	users := cloudUsers(&inst.Spec)
 	if users == "" {
 		return inst
 	}

@@ -371,6 +371,15 @@ func TestHashesKeepToTheirAudience(t *testing.T) {
 			t.Errorf("%s is %s", path, v.Visibility)
 		}
 	}
+	// cloud-init would show it to everybody, wherever it had it from.
+	view, _, err = drive(t, "nocloud").Render(inst, facts, dialect.DriveInput{Readers: imprint.GuestRoot, MergeVendor: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	users := cloudInit(t, map[string]given{"": {User: string(view.Values["user-data"].Data)}})[""].Users
+	if hash := users["bob"]["hashed_passwd"]; hash != nil || users["alice"]["hashed_passwd"] != openHash {
+		t.Errorf("cloud-init has bob's hash %v, and alice's %v", hash, users["alice"]["hashed_passwd"])
+	}
 }
 
 // The operator is told what a dialect cannot say.
