@@ -39,32 +39,55 @@ func parseAccounts(text string) map[string]uint32 {
 // accounts are the users and groups of the target as it will be.
 type accounts struct{ users, groups map[string]uint32 }
 
-// find returns whom e belongs to, and the first name that is not known.
-func (a accounts) find(e *entry, how Owners) (owner number, unknown string) {
-	owner = e.number
-	if how == OwnersByNumber {
-		return owner, ""
+func (a accounts) lookUp(who account) (uint32, bool) {
+	of := a.users
+	if who.group {
+		of = a.groups
 	}
-	look := func(name string, numbers map[string]uint32, to *uint32) {
-		if name == "" {
-			return
+	n, ok := of[who.name]
+	return n, ok
+}
+
+// owner returns whom e belongs to.
+func (a accounts) owner(e *entry, how Owners) number {
+	owner := e.number
+	if how != OwnersByNumber {
+		if n, ok := a.lookUp(account{false, e.name.user}); ok {
+			owner.user = n
 		}
-		if n, ok := numbers[name]; ok {
-			*to = n
-		} else if how == OwnersKnown && unknown == "" {
-			unknown = name
+		if n, ok := a.lookUp(account{true, e.name.group}); ok {
+			owner.group = n
 		}
 	}
-	look(e.name.user, a.users, &owner.user)
-	look(e.name.group, a.groups, &owner.group)
-	return owner, unknown
+	return owner
+}
+
+// require keeps the names of e that have to be known to the target.
+func (c *checker) require(e *entry) error {
+	need := func(who account) (uint32, bool) {
+		if _, ok := c.names[who]; !ok && who.name != "" {
+			c.names[who] = e.path
+			c.held += int64(len(who.name) + len(e.path))
+		}
+		return 0, true
+	}
+	if c.o.Owners == OwnersKnown {
+		need(account{false, e.name.user})
+		need(account{true, e.name.group})
+	}
+	for _, a := range e.attrs {
+		if _, err := a.binary(need); err != nil {
+			return refuse(imprint.Invalid, e.path, "%w", err)
+		}
+	}
+	return nil
 }
 
 // readAccounts keeps what the package says who has which number.
-func (c *checker) readAccounts(path string, e *entry, r io.Reader) error {
+func (c *checker) readAccounts(path string, e *entry, r *reader) error {
 	to := &c.brings.users
 	switch {
-	case e.kind != file || c.o.Owners == OwnersByNumber:
+	case e.kind != file:
 		return nil
 	case path == "etc/group":
 		to = &c.brings.groups
@@ -75,14 +98,17 @@ func (c *checker) readAccounts(path string, e *entry, r io.Reader) error {
 		return refuse(imprint.Exhausted, e.path, "it has %d bytes; up to %d are read for the numbers of owners", e.size, maxAccounts).
 			WithHint("take the owners by number")
 	}
-	b, err := io.ReadAll(r)
+	b, err := io.ReadAll(r.tar)
+	if err != nil {
+		return r.broken(err)
+	}
 	*to = parseAccounts(string(b))
-	return err
+	return nil
 }
 
 // owners completes the plan by who has which number.
 func (c *checker) owners() error {
-	if c.o.Owners == OwnersByNumber {
+	if c.o.Owners == OwnersByNumber && len(c.names) == 0 {
 		return nil
 	}
 	all := &c.plan.accounts
@@ -101,10 +127,15 @@ func (c *checker) owners() error {
 		}
 		*of.to = parseAccounts(text)
 	}
-	for _, names := range slices.SortedFunc(maps.Keys(c.names), func(a, b names) int { return strings.Compare(c.names[a], c.names[b]) }) {
-		if _, unknown := all.find(&entry{name: names}, OwnersKnown); unknown != "" {
-			return refuse(imprint.Conflict, c.names[names], "it is to belong to %q, which the image does not know", unknown).
-				WithHint("name an owner that is in the image's /etc/passwd and a group that is in its /etc/group, or their numbers")
+	byName := func(a, b account) int { return strings.Compare(a.name, b.name) }
+	for _, who := range slices.SortedFunc(maps.Keys(c.names), byName) {
+		if _, ok := all.lookUp(who); !ok {
+			what := "user"
+			if who.group {
+				what = "group"
+			}
+			return refuse(imprint.Conflict, c.names[who], "the image does not know the %s %q, which it names", what, who.name).
+				WithHint("name one that is in the image's /etc/passwd or /etc/group, or a number")
 		}
 	}
 	return nil

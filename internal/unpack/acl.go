@@ -10,12 +10,17 @@ import (
 	"strings"
 )
 
+// account is a user, or a group, by name.
+type account struct {
+	group bool
+	name  string
+}
+
 // parseACL turns an access control list as tar has it, such as
 // "user::rwx,user:joe:r--:1000,group::r-x,mask::r-x,other::---", into the extended
-// attribute that Linux keeps it in (linux/posix_acl_xattr.h). Users and groups that
-// are named have to have their number, which tars put behind the permissions or in
-// place of the name.
-func parseACL(text string) ([]byte, error) {
+// attribute that Linux keeps it in (linux/posix_acl_xattr.h). A name that has no number
+// behind it, which only some tars write, is looked up.
+func parseACL(text string, lookUp func(account) (uint32, bool)) (string, error) {
 	const version, undefined = 2, math.MaxUint32
 	type ace struct {
 		tag, perm uint16
@@ -32,13 +37,11 @@ func parseACL(text string) ([]byte, error) {
 		}
 		fields := strings.Split(line, ":")
 		tag, ok := tags[fields[0]]
-		if fields[0] == "other" || fields[0] == "mask" { // bsdtar writes other:r--
-			if len(fields) == 2 {
-				fields = []string{fields[0], "", fields[1]}
-			}
+		if tag[1] == 0 && len(fields) == 2 {
+			fields = []string{fields[0], "", fields[1]} // as in mask:r-x
 		}
-		if !ok || len(fields) < 3 || len(fields) > 4 {
-			return nil, fmt.Errorf("%q is no entry of one", line)
+		if !ok || len(fields) < 3 || len(fields) > 4 || fields[1] != "" && tag[1] == 0 {
+			return "", fmt.Errorf("%q is no entry of one", line)
 		}
 		e := ace{tag: tag[0], id: undefined}
 		if name := fields[1]; name != "" {
@@ -47,15 +50,16 @@ func parseACL(text string) ([]byte, error) {
 				number = fields[3]
 			}
 			id, err := strconv.ParseUint(number, 10, 32)
-			if err != nil || tag[1] == 0 || id == undefined {
-				return nil, fmt.Errorf("%q has no number of a user or group", line)
+			if e.tag, e.id = tag[1], uint32(id); err != nil {
+				if e.id, ok = lookUp(account{fields[0] == "group", name}); !ok {
+					return "", fmt.Errorf("nobody knows which number %s %q has", fields[0], name)
+				}
 			}
-			e.tag, e.id = tag[1], uint32(id)
 		}
 		for i, c := range fields[2] {
 			bit := strings.IndexRune("rwx", c)
 			if c != '-' && bit < 0 || i > 2 {
-				return nil, fmt.Errorf("%q has no permissions", line)
+				return "", fmt.Errorf("%q has no permissions", line)
 			}
 			if bit >= 0 {
 				e.perm |= 4 >> bit
@@ -70,5 +74,5 @@ func parseACL(text string) ([]byte, error) {
 		b = binary.LittleEndian.AppendUint16(b, e.perm)
 		b = binary.LittleEndian.AppendUint32(b, e.id)
 	}
-	return b, nil
+	return string(b), nil
 }

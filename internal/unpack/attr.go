@@ -9,9 +9,29 @@ import (
 	"strings"
 )
 
+// aclText and aclAttr begin the names of access control lists: in attrs, where they are
+// text, and in the filesystem.
+const (
+	aclText = "system.acl-text."
+	aclAttr = "system.posix_acl_"
+)
+
+// binary returns a as the filesystem has it.
+func (a attr) binary(lookUp func(account) (uint32, bool)) (attr, error) {
+	name, ok := strings.CutPrefix(a.name, aclText)
+	if !ok {
+		return a, nil
+	}
+	value, err := parseACL(a.value, lookUp)
+	if err != nil {
+		return a, fmt.Errorf("the access control list: %w", err)
+	}
+	return attr{aclAttr + name, value}, nil
+}
+
 // attrsOf returns the extended attributes that the pax records of an entry hold, in
 // the order of their names: as star, GNU tar, bsdtar and Go write them, and in GNU
-// tar's own records for SELinux.
+// tar's own records for SELinux. Access control lists are still text.
 func attrsOf(records map[string]string) ([]attr, error) {
 	attrs := map[string]string{}
 	for key, value := range records {
@@ -38,12 +58,7 @@ func attrsOf(records map[string]string) ([]attr, error) {
 			// The attribute ends with a zero byte, the record does not.
 			attrs["security.selinux"] = strings.TrimRight(value, "\x00") + "\x00"
 		case key == "SCHILY.acl.access", key == "SCHILY.acl.default":
-			name := "system.posix_acl_" + strings.TrimPrefix(key, "SCHILY.acl.")
-			b, err := parseACL(value)
-			if err != nil {
-				return nil, fmt.Errorf("the access control list: %w", err)
-			}
-			attrs[name] = string(b)
+			attrs[aclText+strings.TrimPrefix(key, "SCHILY.acl.")] = value
 		}
 	}
 	if len(attrs) > MaxAttributes {

@@ -40,10 +40,10 @@ type checker struct {
 	*tree
 	o      *Options
 	plan   plan
-	count  int               // entries, and directories made for them
-	space  map[uint64]*space // by device
-	brings accounts          // that the package has files of, or nil
-	names  map[names]string  // that have to be known, and an entry of each
+	count  int                // entries, and directories made for them
+	space  map[uint64]*space  // by device
+	brings accounts           // that the package has files of, or nil
+	names  map[account]string // that have to be known, and an entry of each
 }
 
 // space is what is free on a device.
@@ -60,7 +60,7 @@ func check(ctx context.Context, root *os.File, a *archive, o *Options) (*plan, e
 		return nil, err
 	}
 	defer r.close()
-	c := &checker{tree: t, o: o, space: map[uint64]*space{}, names: map[names]string{}}
+	c := &checker{tree: t, o: o, space: map[uint64]*space{}, names: map[account]string{}}
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, imprint.Errorf(imprint.Unavailable, "unpack", "package", "%w", err)
@@ -76,7 +76,7 @@ func check(ctx context.Context, root *os.File, a *archive, o *Options) (*plan, e
 		if err != nil {
 			return nil, err
 		}
-		if err := c.readAccounts(join(s.dir, s.name), &e, r.tar); err != nil {
+		if err := c.readAccounts(join(s.dir, s.name), &e, r); err != nil {
 			return nil, err
 		}
 		c.plan.steps = append(c.plan.steps, s)
@@ -167,12 +167,7 @@ func (c *checker) limit(e *entry) error {
 		return refuse(imprint.Invalid, e.path, "the name of its owner has more than %d bytes", MaxName)
 	}
 	c.plan.total += e.size
-	if c.o.Owners == OwnersKnown {
-		if _, ok := c.names[e.name]; !ok {
-			c.names[e.name] = e.path
-		}
-	}
-	return nil
+	return c.require(e)
 }
 
 // fits checks that e can take the place of last, in dir.

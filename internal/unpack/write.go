@@ -292,10 +292,7 @@ func pwrite(fd int, b []byte, off int64, sparse bool) error {
 // order in which none takes another away: a new owner clears setuid and capabilities.
 // An O_PATH descriptor is that of a symbolic link, a FIFO or a device.
 func (w *writer) label(fd int, path bool, e *entry) error {
-	owner, unknown := w.plan.accounts.find(e, w.o.Owners)
-	if unknown != "" {
-		return refuse(imprint.Conflict, e.path, "the image does not know %q", unknown)
-	}
+	owner := w.plan.accounts.owner(e, w.o.Owners)
 	if err := unix.Fchownat(fd, "", int(owner.user), int(owner.group), unix.AT_EMPTY_PATH); err != nil {
 		return err
 	}
@@ -322,7 +319,10 @@ func (w *writer) label(fd int, path bool, e *entry) error {
 }
 
 func (w *writer) attribute(fd int, path bool, a attr) error {
-	var err error
+	a, err := a.binary(w.plan.accounts.lookUp)
+	if err != nil {
+		return err
+	}
 	if path {
 		err = unix.Setxattr(procPath(fd), a.name, []byte(a.value), 0)
 	} else {
