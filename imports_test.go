@@ -25,6 +25,7 @@ var imports = []struct {
 	{"internal/keybox", "imprint", ""},
 	{"internal/durable", "", "golang.org/x/sys"},
 	{"internal/cpio", "", ""},
+	{"internal/osdef", "imprint", "go.yaml.in/yaml/v3"},
 	{"internal/blank", "imprint internal/disk", "golang.org/x/sys"},
 	{"internal/peercred", "", "golang.org/x/sys"},
 	{"internal/seal", "imprint internal/durable", ""},

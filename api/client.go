@@ -161,11 +161,24 @@ func (c *Client) Delete(ctx context.Context, ref string) error {
 // visibility. Kinds: NotFound, Invalid; Unavailable if the host that keeps
 // secret values cannot be reached.
 func (c *Client) PutParam(ctx context.Context, ref, name string, value imprint.Secret) error {
+	return c.DeclareParam(ctx, ref, name, "", value)
+}
+
+// DeclareParam is [Client.PutParam] for a parameter that the spec may not declare
+// yet, or declare with another visibility: it has this one afterwards.
+func (c *Client) DeclareParam(ctx context.Context, ref, name string, visibility imprint.Visibility, value imprint.Secret) error {
 	// The wire form of ParamRequest, with the value in the clear.
 	wire := struct {
-		Value string `json:"value"`
-	}{base64.StdEncoding.EncodeToString(value.Reveal())}
+		Value      string             `json:"value"`
+		Visibility imprint.Visibility `json:"visibility,omitempty"`
+	}{base64.StdEncoding.EncodeToString(value.Reveal()), visibility}
 	return c.document(ctx, http.MethodPut, at(ref)+"/params/"+url.PathEscape(name), wire, nil, "")
+}
+
+// DeleteParam removes a parameter and its value. Kinds: NotFound; Conflict if the
+// spec needs it.
+func (c *Client) DeleteParam(ctx context.Context, ref, name string) error {
+	return c.document(ctx, http.MethodDelete, at(ref)+"/params/"+url.PathEscape(name), nil, nil, "")
 }
 
 // Approve consents to the claim of the present generation. Kind: Conflict if
@@ -179,9 +192,28 @@ func (c *Client) Revoke(ctx context.Context, ref, reason string) (*Instance, err
 	return call[Instance](ctx, c, http.MethodPost, at(ref)+"/revoke", nil, RevokeRequest{reason})
 }
 
-// Rebirth starts the next generation.
+// Rebirth starts the next generation. Public and private parameters keep their
+// values, and secret ones have to be given again.
 func (c *Client) Rebirth(ctx context.Context, ref string) (*Instance, error) {
-	return call[Instance](ctx, c, http.MethodPost, at(ref)+"/rebirth", nil, nil)
+	out, err := c.RebirthWith(ctx, ref, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &out.Instance, nil
+}
+
+// RebirthWith is [Client.Rebirth] with new values of parameters. The answer names
+// the secret ones that are missing. Kind: Invalid for a value that cannot be, and then
+// nothing happened.
+func (c *Client) RebirthWith(ctx context.Context, ref string, values map[string]imprint.Secret) (*Created, error) {
+	// The wire form of RebirthRequest, with the values in the clear.
+	wire := struct {
+		Values map[string]string `json:"values,omitempty"`
+	}{map[string]string{}}
+	for name, v := range values {
+		wire.Values[name] = base64.StdEncoding.EncodeToString(v.Reveal())
+	}
+	return call[Created](ctx, c, http.MethodPost, at(ref)+"/rebirth", nil, wire)
 }
 
 // Token hands out the one-time token of the present generation, which replaces

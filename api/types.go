@@ -191,9 +191,18 @@ type Timeline struct {
 	Events []imprint.Event `json:"events"`
 }
 
-// ParamRequest sets the value of a parameter that the spec declares.
+// ParamRequest sets the value of a parameter.
 type ParamRequest struct {
 	Value Value `json:"value" doc:"The value, in base64."`
+	// Visibility declares the parameter, or changes who may read it.
+	Visibility imprint.Visibility `json:"visibility,omitempty" doc:"public, private or secret: declares the parameter if the spec does not, or changes who may read it; absent leaves that as it is."`
+}
+
+// RebirthRequest starts an instance's next generation.
+type RebirthRequest struct {
+	// Values are new ones of parameters that the spec declares. A public or private
+	// one that is not named keeps its value; a secret one has none any more.
+	Values map[string]Value `json:"values,omitempty" doc:"New values of parameters by name, in base64; public and private ones that are not named keep theirs."`
 }
 
 // RevokeRequest says why an instance is revoked.

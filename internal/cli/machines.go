@@ -243,16 +243,6 @@ func (p *program) verbOnInstance(use, short, long, done string, do func(context.
 	}
 }
 
-func (p *program) rebirthCommand() *cobra.Command {
-	return p.verbOnInstance("rebirth", "Start an instance's next generation, as for a reinstall",
-		`Start an instance's next generation. The certificate of the present one is
-revoked and the machine enrols anew with a new key. Secret parameters have to be
-given again: see "imprint set".`, "reborn",
-		func(ctx context.Context, c *api.Client, ref string) (*api.Instance, error) {
-			return c.Rebirth(ctx, ref)
-		})
-}
-
 func (p *program) approveCommand() *cobra.Command {
 	return p.verbOnInstance("approve", "Let an instance that waits for approval have its certificate",
 		`Let an instance have its certificate. "imprint describe NAME" shows the key that
@@ -314,72 +304,4 @@ issuance log.`,
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "really delete")
 	return c
-}
-
-func (p *program) setCommand() *cobra.Command {
-	var file, env string
-	c := &cobra.Command{
-		Use:   "set NAME PARAM",
-		Short: "Give a private or secret parameter its value",
-		Long: `Give a private or secret parameter its value: from a file, the environment or
-standard input, never from the command line. Secret values live in the memory of
-the serving host; after its restart, and after a rebirth, they are given again.`,
-		Example:           "  imprint set web-1 join-key < key\n  imprint set web-1 join-key --file key",
-		Args:              exactArgs("an instance", "a parameter"),
-		ValidArgsFunction: p.completeInstances,
-		RunE: func(c *cobra.Command, args []string) error {
-			value, err := p.readValue(file, env)
-			if err != nil {
-				return err
-			}
-			client := p.client()
-			defer client.Close()
-			if err := client.PutParam(c.Context(), args[0], args[1], value); err != nil {
-				return err
-			}
-			fmt.Fprintf(p.out, "%s: %s is set\n", args[0], args[1])
-			return nil
-		},
-	}
-	c.Flags().StringVar(&file, "file", "", "read the value from this file")
-	c.Flags().StringVar(&env, "env", "", "read the value from this environment variable")
-	c.MarkFlagsMutuallyExclusive("file", "env")
-	return c
-}
-
-// readValue reads one value from a file, the environment or standard input. A
-// single newline at its end, which editors and echo add, is not part of it.
-func (p *program) readValue(file, env string) (imprint.Secret, error) {
-	var b []byte
-	switch {
-	case env != "":
-		text, ok := os.LookupEnv(env)
-		if !ok {
-			return imprint.Secret{}, imprint.Errorf(imprint.NotFound, "read", "environment variable "+env, "it is not set")
-		}
-		b = []byte(text)
-	default:
-		in := p.in
-		if file != "" {
-			f, err := os.Open(file)
-			if err != nil {
-				return imprint.Secret{}, fileError("read", file, err)
-			}
-			defer f.Close()
-			in = f
-		} else if ask := p.asker(); ask != nil {
-			return ask("Value of the parameter")
-		}
-		var err error
-		if b, err = io.ReadAll(io.LimitReader(in, imprint.MaxParamLen+2)); err != nil {
-			return imprint.Secret{}, imprint.Errorf(imprint.Unavailable, "read", "value", "%w", err)
-		}
-	}
-	if n := len(b); n > 0 && b[n-1] == '\n' {
-		b = b[:n-1]
-	}
-	if len(b) > imprint.MaxParamLen {
-		return imprint.Secret{}, imprint.Errorf(imprint.Exhausted, "read", "value", "more than %d bytes", imprint.MaxParamLen)
-	}
-	return imprint.NewSecret(b), nil
 }

@@ -21,6 +21,7 @@ import (
 	"imprint"
 	"imprint/internal/hostapi"
 	"imprint/internal/manifest"
+	"imprint/internal/osdef"
 )
 
 // maxConfig is the size limit of a configuration file in bytes.
@@ -53,6 +54,9 @@ type Config struct {
 	// DNS lists the name servers that DHCP tells guests over the channel nic, at
 	// most [dhcp.MaxDNS] by IPv4 address; none by default.
 	DNS []string `yaml:"dns"`
+	// OSPath lists the directories in which OS definitions are looked for; they check
+	// the parameters of instances that name one.
+	OSPath []string `yaml:"osPath"`
 	// KeyFile holds the key-encryption keys.
 	KeyFile string `yaml:"keyFile"`
 	// Signer is the socket of "imprint sign"; empty keeps the issuing keys in this process.
@@ -144,6 +148,7 @@ func DefaultConfig() Config {
 		Run:         run,
 		TrustDomain: "imprint.internal",
 		BootWindow:  imprint.Duration(time.Hour),
+		OSPath:      osdef.DefaultPath(),
 		Operator:    "127.0.0.1:9640",
 		Tenancy: []TenantConfig{{
 			Name:     string(imprint.DefaultTenant),
@@ -267,6 +272,11 @@ func (c Config) Check() (*Settings, error) {
 	}
 	if s.Socket == "" {
 		s.Socket = filepath.Join(s.Run, "imprint.sock")
+	}
+	for _, dir := range s.OSPath {
+		if !filepath.IsAbs(dir) {
+			return nil, imprint.Errorf(imprint.Invalid, "check", "osPath", "%q is not an absolute path", dir)
+		}
 	}
 	if s.KeyFile == "" {
 		s.KeyFile = filepath.Join(s.Data, "kek")

@@ -21,6 +21,7 @@ import (
 	"imprint/internal/host"
 	"imprint/internal/hostapi"
 	"imprint/internal/manifest"
+	"imprint/internal/osdef"
 	"imprint/internal/seal"
 	"imprint/internal/server"
 	"imprint/internal/signer"
@@ -263,17 +264,40 @@ func (d *Daemon) openServer() error {
 			}
 			return d.hosts.checkSpec(ctx, spec)
 		},
-		Tenant:    s.Tenant,
-		Ready:     d.ready,
-		Host:      imprint.HostName(s.Name),
-		Run:       s.Run,
-		Version:   d.Version,
-		Group:     s.Group,
-		Operators: s.API.Allow,
-		Metrics:   d.metrics.registry,
-		Logger:    d.Logger,
+		CheckParams: d.checkParams,
+		Tenant:      s.Tenant,
+		Ready:       d.ready,
+		Host:        imprint.HostName(s.Name),
+		Run:         s.Run,
+		Version:     d.Version,
+		Group:       s.Group,
+		Operators:   s.API.Allow,
+		Metrics:     d.metrics.registry,
+		Logger:      d.Logger,
 	})
 	return err
+}
+
+// checkParams judges parameters by the OS definition that spec names. The machine that
+// installs has the definition; this server has it if the two are one, and may have it
+// otherwise.
+func (d *Daemon) checkParams(_ context.Context, spec *imprint.Spec, values map[string]imprint.Secret, name string) error {
+	if spec.OS == nil {
+		return nil
+	}
+	def, err := osdef.Find(d.settings.OSPath, spec.OS.Name)
+	switch {
+	case imprint.KindOf(err) == imprint.NotFound && spec.Host != imprint.HostName(d.settings.Name):
+		return nil
+	case err != nil:
+		return err
+	}
+	if name == "" {
+		if err := def.Usable(spec.OS.Variant); err != nil {
+			return err
+		}
+	}
+	return def.Schema.Check(spec.Params, values, name)
 }
 
 // ready tells why the server cannot do its work: the store answers, or not.

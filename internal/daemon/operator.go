@@ -4,6 +4,8 @@ import (
 	"context"
 	"iter"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"imprint"
@@ -196,6 +198,97 @@ func (p *params) PutPrivate(ctx context.Context, id imprint.InstanceID, name str
 	})
 	p.host.Refresh()
 	return err
+}
+
+// Declare adds a parameter or changes who may read it. A private value is sealed
+// before the spec says so, and an earlier one goes after it: at no moment has a
+// value a place that its visibility does not allow.
+func (p *params) Declare(ctx context.Context, id imprint.InstanceID, param imprint.Param, value imprint.Secret, by string) error {
+	if param.Visibility == imprint.Private {
+		err := p.put(id, map[string]imprint.Secret{param.Name: value}, func(sealed map[string][]byte) error {
+			return p.values.store.PutSealedParam(ctx, id, param.Name, sealed[param.Name])
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if param.Visibility == imprint.Public {
+		param.Value = string(value.Reveal())
+	}
+	inst, err := p.store.Update(ctx, id, func(i *imprint.Instance) (imprint.Change, error) {
+		at := slices.IndexFunc(i.Spec.Params, func(q imprint.Param) bool { return q.Name == param.Name })
+		switch {
+		case at >= 0:
+			i.Spec.Params[at] = param
+		case len(i.Spec.Params) == imprint.MaxParams:
+			return imprint.Change{}, imprint.Errorf(imprint.Exhausted, "set", "parameter "+param.Name, "the instance has %d parameters already", imprint.MaxParams)
+		default:
+			i.Spec.Params = append(i.Spec.Params, param)
+		}
+		change := changedParam(param.Name, by)
+		change.Events[0].Detail["visibility"] = string(param.Visibility)
+		change.WakeAt = enrol.WakeAt(i)
+		return change, nil
+	})
+	if err != nil {
+		return err
+	}
+	if param.Visibility != imprint.Private {
+		if err := p.values.store.PutSealedParam(ctx, id, param.Name, nil); err != nil {
+			return err
+		}
+	}
+	if param.Visibility == imprint.SecretOnly {
+		return p.PutSecret(ctx, inst, param.Name, value)
+	}
+	p.host.Refresh()
+	return nil
+}
+
+// Remove takes a parameter out of the spec, and then its value away.
+func (p *params) Remove(ctx context.Context, id imprint.InstanceID, name, by string) error {
+	_, err := p.store.Update(ctx, id, func(i *imprint.Instance) (imprint.Change, error) {
+		i.Spec.Params = slices.DeleteFunc(i.Spec.Params, func(q imprint.Param) bool { return q.Name == name })
+		change := changedParam(name, by)
+		change.Events[0].Detail["removed"] = "yes"
+		change.WakeAt = enrol.WakeAt(i)
+		return change, nil
+	})
+	if err == nil {
+		err = p.values.store.PutSealedParam(ctx, id, name, nil)
+	}
+	p.values.secrets.Forget(id, name)
+	p.host.Refresh()
+	return err
+}
+
+// Values returns the values of the private and secret parameters of inst, and puts
+// on record that they were read before it does.
+func (p *params) Values(ctx context.Context, inst *imprint.Instance, by string) (map[string]imprint.Secret, error) {
+	found := map[string]imprint.Secret{}
+	var names []string
+	for _, param := range inst.Spec.Params {
+		if param.Visibility == imprint.Public {
+			continue
+		}
+		value, err := p.Value(ctx, inst, param.Name)
+		if err != nil {
+			return nil, err
+		}
+		found[param.Name] = value
+		names = append(names, param.Name)
+	}
+	if names == nil {
+		return found, nil
+	}
+	_, err := p.store.Update(ctx, inst.ID, func(i *imprint.Instance) (imprint.Change, error) {
+		if i.Generation != inst.Generation {
+			return imprint.Change{}, imprint.Errorf(imprint.Conflict, "install", i.Ref(), "generation %d began meanwhile", i.Generation)
+		}
+		return imprint.Change{Keep: true, Events: []imprint.Event{{Kind: imprint.EventRead,
+			Detail: map[string]string{"param": strings.Join(names, ", "), "for": "its installation", "by": by}}}}, nil
+	})
+	return found, err
 }
 
 func changedParam(name, by string) imprint.Change {

@@ -78,6 +78,16 @@ func (s *Secrets) Held(id imprint.InstanceID, gen imprint.Generation) []string {
 	return nil
 }
 
+// Forget forgets one value of an instance.
+func (s *Secrets) Forget(id imprint.InstanceID, name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if g := s.m[id]; g != nil {
+		clear(g.values[name])
+		delete(g.values, name)
+	}
+}
+
 // Drop forgets all values of an instance.
 func (s *Secrets) Drop(id imprint.InstanceID) {
 	s.mu.Lock()

@@ -30,8 +30,9 @@ func (r Role) allows(caller Role) bool { return r != Nobody && caller >= r }
 
 // caller is who sent a request.
 type caller struct {
-	name string // for the timeline and the log: "uid 1000", "CN alice"
-	role Role
+	name  string // for the timeline and the log: "uid 1000", "CN alice"
+	role  Role
+	local bool // a process on this machine, over the unix socket
 }
 
 // accessList says which role a caller has.

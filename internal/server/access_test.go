@@ -69,7 +69,7 @@ func TestEveryRouteHasAccess(t *testing.T) {
 							panic(v)
 						}
 					}()
-					mux.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller{"someone", role})))
+					mux.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller{name: "someone", role: role})))
 				}()
 				refused := w.Code == http.StatusForbidden
 				if want := role < need; refused != want {
@@ -105,7 +105,7 @@ func TestMissingEntryIsClosed(t *testing.T) {
 	mux.HandleFunc("GET /forgotten", func(http.ResponseWriter, *http.Request) { t.Error("the handler ran") })
 	r := httptest.NewRequest("GET", "/forgotten", nil)
 	w := httptest.NewRecorder()
-	mux.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller{"root", Operator})))
+	mux.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller{name: "root", role: Operator})))
 	if w.Code != http.StatusForbidden {
 		t.Errorf("status %d", w.Code)
 	}
@@ -261,6 +261,32 @@ func (a *authority) issue(t *testing.T, name string) tls.Certificate {
 		t.Fatal(err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// The values for an installation go to a process of this machine alone, whatever role
+// another caller has.
+func TestInstallValuesStayOnThisMachine(t *testing.T) {
+	t.Parallel()
+	ours := newAuthority(t, "ours")
+	w := newWorld()
+	c := config(w, io.Discard)
+	c.Operators = []string{"alice"}
+	s, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := loopback(t)
+	defer serve(t, s, Listeners{TLS: l, TLSConf: TLSConfig(ours.issue(t, "server"), ours.pool())})()
+	client, err := api.NewTLS("https://"+l.Addr().String(), &tls.Config{RootCAs: ours.pool(), Certificates: []tls.Certificate{ours.issue(t, "alice")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	must[*api.Created](t)(client.Create(t.Context(), web("web-1"), values(), false))
+	must[*api.Instance](t)(client.ReportInstallation(t.Context(), "web-1", api.InstallReport{ID: imprint.DigestOf(nil), Generation: 1, Step: imprint.InstallStarted}))
+	if got, err := client.InstallValues(t.Context(), "web-1"); imprint.KindOf(err) != imprint.Denied || len(got) != 0 {
+		t.Errorf("an operator elsewhere has %d values, %v", len(got), err)
+	}
 }
 
 // Over TCP the verified certificate's subject decides, and without one from the

@@ -2,8 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -36,6 +34,9 @@ func (s *Server) create(ctx context.Context, in *createInput) (*answer[api.Creat
 	}
 	private, secret, err := sortValues(&spec, in.Body.Values)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.CheckParams(ctx, &spec, secretsOf(in.Body.Values), ""); err != nil {
 		return nil, err
 	}
 	if in.Body.DryRun {
@@ -149,45 +150,4 @@ func outside(tenant *imprint.Tenant, what, of string, allowed []string) error {
 		return err.WithHint("the tenant has no %s at all", of)
 	}
 	return err.WithHint("the tenant's %s are %s", of, strings.Join(allowed, ", "))
-}
-
-type paramInput struct {
-	InstanceRef
-	Name string `path:"name" maxLength:"128"`
-	Body api.ParamRequest
-}
-
-// putParam sets a value where the visibility of its parameter wants it.
-func (s *Server) putParam(ctx context.Context, in *paramInput) (*nothing, error) {
-	i, err := s.find(ctx, in.Ref)
-	if err != nil {
-		return nil, err
-	}
-	at := slices.IndexFunc(i.Spec.Params, func(p imprint.Param) bool { return p.Name == in.Name })
-	if at < 0 {
-		var names []string
-		for _, p := range i.Spec.Params {
-			names = append(names, p.Name)
-		}
-		hint := "the instance has no parameters"
-		if len(names) > 0 {
-			hint = "the instance has the parameters " + strings.Join(names, ", ")
-		}
-		return nil, imprint.Errorf(imprint.NotFound, "set", "parameter "+in.Name, "the spec of %s does not declare it", i.Ref()).WithHint("%s", hint)
-	}
-	value := in.Body.Value.Secret
-	if n := len(value.Reveal()); n > imprint.MaxParamLen {
-		return nil, imprint.Errorf(imprint.Invalid, "set", "parameter "+in.Name, "it has %d bytes; %d are allowed", n, imprint.MaxParamLen)
-	}
-	by := callerOf(ctx).name
-	switch v := i.Spec.Params[at].Visibility; v {
-	case imprint.Public:
-		return nil, s.Params.PutPublic(ctx, i.ID, in.Name, string(value.Reveal()), by)
-	case imprint.Private:
-		return nil, s.Params.PutPrivate(ctx, i.ID, in.Name, value, by)
-	case imprint.SecretOnly:
-		return nil, s.Params.PutSecret(ctx, i, in.Name, value)
-	default:
-		return nil, fmt.Errorf("parameter %s of %s has the visibility %q: %w", in.Name, i.ID, v, errors.ErrUnsupported)
-	}
 }

@@ -76,6 +76,16 @@ type Params interface {
 	// PutSecret hands the value to the memory of the host that serves the
 	// instance. Kind: Unavailable if that host cannot be reached.
 	PutSecret(ctx context.Context, i *imprint.Instance, name string, value imprint.Secret) error
+	// Declare adds a parameter to the spec, or changes who may read it, and gives it
+	// its value, which is then nowhere else. Kind: Unavailable, as for PutSecret: then it
+	// is declared and has no value.
+	Declare(ctx context.Context, id imprint.InstanceID, p imprint.Param, value imprint.Secret, by string) error
+	// Remove takes a parameter out of the spec, and its value with it.
+	Remove(ctx context.Context, id imprint.InstanceID, name, by string) error
+	// Values returns those of the private and secret parameters of an instance that
+	// this server's host role serves. It is on record when they are returned; by says
+	// who asked. Kind: NotFound if one is not at hand.
+	Values(ctx context.Context, i *imprint.Instance, by string) (map[string]imprint.Secret, error)
 	// Missing names the secret parameters whose values that host does not hold:
 	// all of them while it cannot be reached.
 	Missing(ctx context.Context, i *imprint.Instance) []string

@@ -270,6 +270,46 @@ func (w *world) PutSecret(_ context.Context, i *imprint.Instance, name string, v
 	return nil
 }
 
+func (w *world) Declare(ctx context.Context, id imprint.InstanceID, p imprint.Param, value imprint.Secret, by string) error {
+	i, err := w.move(ctx, id, imprint.EventChanged, by, func(i *imprint.Instance) error {
+		i.Spec.Params = slices.DeleteFunc(slices.Clone(i.Spec.Params), func(q imprint.Param) bool { return q.Name == p.Name })
+		if p.Visibility == imprint.Public {
+			p.Value = string(value.Reveal())
+		}
+		i.Spec.Params = append(i.Spec.Params, p)
+		return nil
+	})
+	switch {
+	case err != nil || p.Visibility == imprint.Public:
+		return err
+	case p.Visibility == imprint.Private:
+		return w.PutPrivate(ctx, id, p.Name, value, by)
+	}
+	return w.PutSecret(ctx, i, p.Name, value)
+}
+
+func (w *world) Remove(ctx context.Context, id imprint.InstanceID, name, by string) error {
+	_, err := w.move(ctx, id, imprint.EventChanged, by, func(i *imprint.Instance) error {
+		i.Spec.Params = slices.DeleteFunc(slices.Clone(i.Spec.Params), func(q imprint.Param) bool { return q.Name == name })
+		return nil
+	})
+	return err
+}
+
+func (w *world) Values(_ context.Context, i *imprint.Instance, _ string) (map[string]imprint.Secret, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	values := map[string]imprint.Secret{}
+	for _, p := range i.Spec.Params {
+		for _, kept := range []map[string]string{w.private, w.secret} {
+			if v, ok := kept[string(i.ID)+"/"+p.Name]; ok && p.Visibility != imprint.Public {
+				values[p.Name] = imprint.NewSecret([]byte(v))
+			}
+		}
+	}
+	return values, nil
+}
+
 func (w *world) Host(_ context.Context, name imprint.HostName) api.HostState {
 	if name == "away.example.net" {
 		return api.HostState{Name: name, State: api.HostAway}
@@ -452,6 +492,18 @@ func config(w *world, log io.Writer) Config {
 	return Config{
 		Instances: w, Registry: w, Decisions: w, Installations: w, Credentials: w, Params: w, Pipes: w, Hosts: w, Watcher: w, Authorities: w, RootKeys: w, Sealing: w, Log: w,
 		Check: func(_ context.Context, s *imprint.Spec) error { return checkSpec(s) },
+		// An OS definition that has the parameter "size", a number, which it requires.
+		CheckParams: func(_ context.Context, s *imprint.Spec, values map[string]imprint.Secret, name string) error {
+			if s.OS == nil || name != "" && name != "size" {
+				return nil
+			}
+			for _, p := range s.Params {
+				if v := cmp.Or(p.Value, string(values[p.Name].Reveal())); p.Name == "size" && strings.Trim(v, "0123456789") == "" {
+					return nil
+				}
+			}
+			return imprint.Errorf(imprint.Invalid, "check", "parameters", "parameter size is required, and a number")
+		},
 		Tenant: func(name imprint.TenantName) (imprint.Tenant, error) {
 			t, ok := tenants[name]
 			if !ok {

@@ -150,11 +150,3 @@ func (s *Server) revoke(ctx context.Context, in *revokeInput) (*answer[api.Insta
 	}
 	return shown(s.Decisions.Revoke(ctx, id, in.Body.Reason, callerOf(ctx).name))
 }
-
-func (s *Server) rebirth(ctx context.Context, in *InstanceRef) (*answer[api.Instance], error) {
-	id, err := s.resolve(ctx, in.Ref)
-	if err != nil {
-		return nil, err
-	}
-	return shown(s.Decisions.Rebirth(ctx, id, callerOf(ctx).name))
-}

@@ -210,5 +210,5 @@ func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
 		s.Logger.LogAttrs(ctx, slog.LevelWarn, "peer credentials are not available", slog.Any("error", err))
 		return ctx
 	}
-	return withCaller(ctx, caller{name: fmt.Sprintf("uid %d", p.UID), role: s.access.ofPeer(p, os.Geteuid())})
+	return withCaller(ctx, caller{name: fmt.Sprintf("uid %d", p.UID), role: s.access.ofPeer(p, os.Geteuid()), local: true})
 }

@@ -43,6 +43,7 @@ func (s *Server) routes() []route {
 		input   = []imprint.Kind{imprint.NotFound, imprint.Invalid}
 		move    = []imprint.Kind{imprint.NotFound, imprint.Conflict}
 		report  = []imprint.Kind{imprint.NotFound, imprint.Invalid, imprint.Conflict}
+		rebirth = []imprint.Kind{imprint.NotFound, imprint.Conflict, imprint.Invalid}
 		full    = []imprint.Kind{imprint.NotFound, imprint.Invalid, imprint.Exhausted}
 		create  = []imprint.Kind{imprint.Invalid, imprint.Exists, imprint.NotFound, imprint.Exhausted}
 	)
@@ -58,12 +59,13 @@ func (s *Server) routes() []route {
 		{del, one, Operator, "delete-instance", "Delete an instance; its revocations stay", unknown, "", 0, handle(s, s.delete)},
 		{get, one + "/description", Reader, "describe-instance", "Get an instance with its timeline and what it lacks", unknown, "", 0, handle(s, s.describe)},
 		{get, one + "/timeline", Reader, "get-timeline", "Get the kept events of an instance", unknown, "", 0, handle(s, s.timeline)},
-		{put, one + "/params/{name}", Operator, "put-param", "Set the value of a declared parameter", input, "", 0, handle(s, s.putParam)},
+		{put, one + "/params/{name}", Operator, "put-param", "Set the value of a parameter, or declare it", input, "", 0, handle(s, s.putParam)},
+		{del, one + "/params/{name}", Operator, "delete-param", "Remove a parameter and its value", move, "", 0, handle(s, s.deleteParam)},
 		{get, api.Prefix + "/watch", Reader, "watch", "Follow changes as lines of JSON; empty lines are heartbeats", unknown, "application/x-ndjson", 0, handle(s, s.watch)},
 
 		{post, one + "/approve", Operator, "approve-instance", "Consent to the first certificate", move, "", 0, handle(s, s.approve)},
 		{post, one + "/revoke", Operator, "revoke-instance", "Take the present generation's credentials back", move, "", 0, handle(s, s.revoke)},
-		{post, one + "/rebirth", Operator, "rebirth-instance", "Start the next generation", move, "", 0, handle(s, s.rebirth)},
+		{post, one + "/rebirth", Operator, "rebirth-instance", "Start the next generation, with new values of parameters if there are some", rebirth, "", api.MaxCreateBody, handle(s, s.rebirth)},
 		{post, one + "/token", Operator, "create-token", "Hand out a one-time token", move, "application/octet-stream", 0, handle(s, s.token)},
 		{post, one + "/payload", Operator, "create-payload", "Hand out the payload with a one-time token in it", move, "application/octet-stream", 0, handle(s, s.payload)},
 		{post, one + "/medium", Operator, "create-medium", "Hand out what a medium holds, as a tar archive; its global header says what was left out", move, "application/octet-stream", 0, handle(s, s.medium)},
@@ -71,6 +73,7 @@ func (s *Server) routes() []route {
 		{put, one + "/installation", Operator, "report-installation", "Report a step of an installation of the instance's disk", report, "", 0, handle(s, s.reportInstallation)},
 		{put, one + "/installation/setup", Operator, "set-up-installation", "Store what the machine has for its next installation only", input, "", 0, handle(s, s.setUpInstallation)},
 		{del, one + "/installation/setup", Operator, "clear-install-setup", "Take that away; it may be repeated", unknown, "", 0, handle(s, s.clearInstallSetup)},
+		{post, one + "/installation/values", Operator, "hand-out-install-values", "Hand out the values of private and secret parameters for an installation that is under way, to this machine only", move, "application/octet-stream", 0, handle(s, s.installValues)},
 		{get, one + "/pipes", Reader, "list-pipes", "List an instance's message pipes and what waits in them", unknown, "", 0, handle(s, s.pipes)},
 		{post, pipe, Operator, "write-pipe", "Write a message for the machine", full, "", imprint.MaxMessage + 1, handle(s, s.writePipe)},
 		{get, pipe, Operator, "read-pipe", "Read the machine's oldest message, which stays; empty if none came", unknown, "application/octet-stream", 0, handle(s, s.readPipe)},

@@ -35,6 +35,10 @@ type Config struct {
 
 	// Check judges a new spec apart from its tenant.
 	Check func(context.Context, *imprint.Spec) error
+	// CheckParams judges parameters by the OS definition of the spec, if that is at
+	// hand: those of one name, or all if it is "". values are those of private and
+	// secret ones, as far as they are known.
+	CheckParams func(ctx context.Context, spec *imprint.Spec, values map[string]imprint.Secret, name string) error
 	// Tenant returns the tenant of that name, or an error of kind NotFound.
 	Tenant func(imprint.TenantName) (imprint.Tenant, error)
 	// Ready returns why the server cannot do its work, or nil.

@@ -251,8 +251,59 @@ func TestParams(t *testing.T) {
 		t.Errorf("public value: %+v", i.Spec.Params)
 	}
 	err := r.client.PutParam(ctx, "web-1", "no such", imprint.NewSecret([]byte("x")))
-	if imprint.KindOf(err) != imprint.NotFound || imprint.HintOf(err) != "the instance has the parameters motd, db-password, join-key" {
+	if imprint.KindOf(err) != imprint.NotFound || imprint.HintOf(err) != "the instance has the parameters motd, db-password, join-key; to declare another say who may read it, with --visibility" {
 		t.Errorf("got %v, hint %q", err, imprint.HintOf(err))
+	}
+}
+
+// What the OS definition says of parameters holds whenever one gets a value, and
+// what it does not allow changes nothing.
+func TestParamsByTheOSDefinition(t *testing.T) {
+	t.Parallel()
+	r, ctx := start(t), t.Context()
+	spec := web("web-1")
+	spec.OS = &imprint.OS{Name: "demo"}
+	refused := func(what string, kind imprint.Kind, err error) {
+		t.Helper()
+		if imprint.KindOf(err) != kind || err == nil || !strings.Contains(err.Error(), "parameter size is required, and a number") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	_, err := r.client.Create(ctx, spec, values(), true)
+	refused("created without", imprint.Invalid, err)
+	spec.Params = append(spec.Params, imprint.Param{Name: "size", Visibility: imprint.Private})
+	given := values()
+	given["size"] = imprint.NewSecret([]byte("x"))
+	_, err = r.client.Create(ctx, spec, given, false)
+	refused("created with a word", imprint.Invalid, err)
+	given["size"] = imprint.NewSecret([]byte("7"))
+	id := must[*api.Created](t)(r.client.Create(ctx, spec, given, false)).Instance.ID
+
+	word := imprint.NewSecret([]byte("x"))
+	refused("set", imprint.Invalid, r.client.PutParam(ctx, "web-1", "size", word))
+	refused("made public", imprint.Invalid, r.client.DeclareParam(ctx, "web-1", "size", imprint.Public, word))
+	refused("removed", imprint.Conflict, r.client.DeleteParam(ctx, "web-1", "size"))
+	_, err = r.client.RebirthWith(ctx, "web-1", map[string]imprint.Secret{"size": word})
+	refused("reborn", imprint.Invalid, err)
+	i := must[*api.Instance](t)(r.client.Get(ctx, "web-1"))
+	if i.Generation != 1 || r.private[string(id)+"/size"] != "7" || len(i.Spec.Params) != len(spec.Params) {
+		t.Errorf("a refusal changed the instance: %+v", i)
+	}
+
+	number := imprint.NewSecret([]byte("8"))
+	if err := r.client.DeclareParam(ctx, "web-1", "size", imprint.Public, number); err != nil {
+		t.Error(err)
+	}
+	out := must[*api.Created](t)(r.client.RebirthWith(ctx, "web-1", map[string]imprint.Secret{"size": imprint.NewSecret([]byte("9")), "join-key": number}))
+	if p := out.Instance.Spec.Params[len(spec.Params)-1]; p.Value != "9" || r.secret[string(id)+"/join-key"] != "8" || out.Instance.Generation != 2 {
+		t.Errorf("reborn with %+v", out.Instance.Spec.Params)
+	}
+	err = r.client.DeclareParam(ctx, "web-1", "bad name", imprint.Public, number)
+	if imprint.KindOf(err) != imprint.Invalid {
+		t.Errorf("a name that no parameter has: %v", err)
+	}
+	if err := r.client.DeclareParam(ctx, "web-1", "x", "mine", number); imprint.KindOf(err) != imprint.Invalid {
+		t.Errorf("a visibility that does not exist: %v", err)
 	}
 }
 
