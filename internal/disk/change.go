@@ -96,7 +96,7 @@ func (s *Slot) Add(fill func(io.Writer) error) error {
 	if now, _, err := open(s.d); err != nil {
 		return err
 	} else if !reflect.DeepEqual(now, s.table) {
-		return imprint.Errorf(imprint.Conflict, "add to", "disk", "its partition table was changed meanwhile").WithHint("start again when nobody else changes it")
+		return changedMeanwhile("add to")
 	}
 	if err := carryOut(s.d, s.table.layout.settle()); err != nil {
 		return err
@@ -109,6 +109,10 @@ func (s *Slot) Add(fill func(io.Writer) error) error {
 		return err
 	}
 	return verify(s.d, s.Partition, true)
+}
+
+func changedMeanwhile(op string) error {
+	return imprint.Errorf(imprint.Conflict, op, "disk", "its partition table was changed meanwhile").WithHint("start again when nobody else changes it")
 }
 
 // write writes the content, while no table names it.

@@ -336,3 +336,36 @@ func (g *gpt) remove(number int) Plan {
 	clear(entries[(number-1)*gptEntry : number*gptEntry])
 	return g.change(entries)
 }
+
+func (g *gpt) resize(number int, size int64) Plan {
+	entries := slices.Clone(g.entries)
+	e := entries[(number-1)*gptEntry:]
+	binary.LittleEndian.PutUint64(e[40:], binary.LittleEndian.Uint64(e[32:])+uint64(size/g.sector)-1)
+	return g.change(entries)
+}
+
+func (g *gpt) id() string { return FormatID([16]byte(g.header[56:72])) }
+
+func (g *gpt) renew(ids map[string]string) (Plan, error) {
+	renewed := *g
+	renewed.header = slices.Clone(g.header)
+	entries := slices.Clone(g.entries)
+	places := [][]byte{renewed.header[56:72]}
+	for i := 0; i < len(entries); i += gptEntry {
+		if !IsZero(entries[i : i+16]) {
+			places = append(places, entries[i+16:i+32])
+		}
+	}
+	for _, place := range places {
+		to, ok := ids[FormatID([16]byte(place))]
+		if !ok {
+			continue
+		}
+		id, err := parseID(to)
+		if err != nil {
+			return nil, err
+		}
+		copy(place, id[:])
+	}
+	return renewed.change(entries), nil
+}

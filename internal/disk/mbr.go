@@ -3,7 +3,9 @@ package disk
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"slices"
+	"strconv"
 
 	"imprint"
 )
@@ -143,4 +145,29 @@ func (m *mbr) remove(number int) Plan {
 	boot := slices.Clone(m.boot)
 	clear(boot[446+16*(number-1) : 446+16*number])
 	return Plan{{{0, boot}}}
+}
+
+func (m *mbr) resize(number int, size int64) Plan {
+	boot := slices.Clone(m.boot)
+	e := boot[446+16*(number-1):]
+	copy(e[5:], "\xfe\xff\xff") // beyond what cylinders can tell
+	binary.LittleEndian.PutUint32(e[12:], uint32(size/m.sector))
+	return Plan{{{0, boot}}}
+}
+
+// id is the signature that Windows gives a disk, and by which Linux names its partitions.
+func (m *mbr) id() string { return fmt.Sprintf("%08x", binary.LittleEndian.Uint32(m.boot[440:])) }
+
+func (m *mbr) renew(ids map[string]string) (Plan, error) {
+	to, ok := ids[m.id()]
+	if !ok {
+		return nil, nil
+	}
+	n, err := strconv.ParseUint(to, 16, 32)
+	if err != nil || len(to) != 8 || n == 0 {
+		return nil, imprint.Errorf(imprint.Invalid, "renew", "disk", "%q is no signature of a master boot record", to)
+	}
+	boot := slices.Clone(m.boot)
+	binary.LittleEndian.PutUint32(boot[440:], uint32(n))
+	return Plan{{{0, boot}}}, nil
 }

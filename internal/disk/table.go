@@ -54,6 +54,12 @@ type layout interface {
 	add(p Partition) (int, Plan, error)
 	// remove clears the entry of a partition.
 	remove(number int) Plan
+	// resize lets a partition have size bytes.
+	resize(number int, size int64) Plan
+	// id is the disk's identifier as text, and renew is what replaces those that are
+	// keys of ids, the disk's and partitions', by their values.
+	id() string
+	renew(ids map[string]string) (Plan, error)
 }
 
 // Plan is what to write, in steps: all of one is synced before the next begins.
