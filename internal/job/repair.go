@@ -52,7 +52,7 @@ func (r *Repair) Needs() Needs {
 // filesystemNeeds is what takes to check and to mount the filesystems of a system.
 func filesystemNeeds() Needs {
 	return Needs{
-		Programs: []string{"e2fsck", "tune2fs", "xfs_db", "xfs_repair", "btrfs", "btrfstune", "fsck.vfat"},
+		Programs: []string{"e2fsck", "tune2fs", "resize2fs", "xfs_db", "xfs_repair", "btrfs", "btrfstune", "fsck.vfat"},
 		Modules:  []string{"ext4", "xfs", "btrfs", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1", "loop"},
 	}
 }
