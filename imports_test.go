@@ -62,7 +62,8 @@ var imports = []struct {
 	// for what it runs.
 	{"internal/job", "imprint", ""},
 	{"internal/helpervm", "imprint internal/cpio internal/disk internal/job internal/platform/qemu", "github.com/klauspost/compress github.com/therootcompany/xz golang.org/x/sys"},
-	{"internal/inside", "imprint internal/job internal/unpack", "golang.org/x/sys"},
+	{"internal/inside", "imprint internal/confine internal/job internal/repair internal/unpack", "golang.org/x/sys"},
+	{"internal/repair", "imprint internal/disk internal/job", "golang.org/x/sys"},
 	{"internal/confine", "imprint", "golang.org/x/sys"},
 
 	// The operator's side.

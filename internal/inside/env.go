@@ -10,6 +10,7 @@ import (
 
 	"imprint"
 	"imprint/internal/job"
+	"imprint/internal/repair"
 )
 
 // progressInterval is the least time between two reports of progress.
@@ -17,10 +18,11 @@ const progressInterval = 100 * time.Millisecond
 
 // machine is what the tasks of a job share.
 type machine struct {
-	conn    *job.Conn
-	secrets map[string]imprint.Secret
-	roots   map[int]*root // mounted, by the disk's index
-	streams map[string]bool
+	conn       *job.Conn
+	secrets    map[string]imprint.Secret
+	roots      map[int]*repair.System // mounted, by the disk's index
+	partitions map[int]int            // that have root filesystems, where the job says so
+	streams    map[string]bool
 }
 
 // Env is what a task has. It is of use only while the task runs.
@@ -39,7 +41,7 @@ func (e *Env) Disk(index int) (path string, err error) { return findDisk(index) 
 // returns where. It stays mounted until the job ends; a task that needs the
 // filesystem unmounted, such as to check it, calls [Env.Unmount] first.
 func (e *Env) Root(ctx context.Context, index int) (dir string, err error) {
-	return e.machine.mountRoot(ctx, index)
+	return e.machine.mountRoot(ctx, e, index)
 }
 
 // Unmount unmounts what [Env.Root] mounted; nothing mounted is fine. It fails with

@@ -15,6 +15,7 @@ import (
 
 	"imprint"
 	"imprint/internal/job"
+	"imprint/internal/repair"
 )
 
 // Is reports whether this process is PID 1 of a helper VM.
@@ -69,7 +70,7 @@ func serve(ctx context.Context) error {
 // work runs the tasks, and leaves nothing mounted or unwritten.
 func work(ctx context.Context, conn *job.Conn, j *job.Job) *job.Result {
 	r := &job.Result{Nonce: j.Nonce}
-	m := &machine{conn: conn, secrets: j.Secrets, roots: map[int]*root{}, streams: map[string]bool{}}
+	m := &machine{conn: conn, secrets: j.Secrets, roots: map[int]*repair.System{}, partitions: j.Roots, streams: map[string]bool{}}
 	var err error
 	for i := range j.Tasks {
 		t := &j.Tasks[i]

@@ -3,10 +3,17 @@ package inside
 import (
 	"context"
 
-	"imprint"
 	"imprint/internal/job"
+	"imprint/internal/repair"
 )
 
 func (e *Env) zero(ctx context.Context, t *job.Zero) (*job.Zeroed, error) {
-	return nil, imprint.Errorf(imprint.Invalid, "run", "zero", "this agent cannot do it yet")
+	device, err := e.Disk(t.Disk)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.Unmount(t.Disk); err != nil {
+		return nil, err
+	}
+	return repair.Zero(ctx, e, device, t)
 }

@@ -35,6 +35,9 @@ type Job struct {
 	Version int    `json:"version"` // set by who sends it
 	Nonce   string `json:"nonce"`   // random, set by who sends it; the result repeats it
 	Tasks   []Task `json:"tasks"`
+	// Roots are the numbers of the partitions with the root filesystems of disks, by the
+	// disks' index. One that is not in it has only one system.
+	Roots map[int]int `json:"roots,omitempty"`
 	// Secrets are the values that tasks name. They travel in frames of their own,
 	// since JSON never shows one.
 	Secrets map[string]imprint.Secret `json:"-"`

@@ -49,12 +49,20 @@ func (r *Repair) Needs() Needs {
 	return n
 }
 
-// filesystemNeeds is what takes to check and to mount the filesystems of a system.
-func filesystemNeeds() Needs {
+// mountNeeds is what it takes to mount the filesystems of a system.
+func mountNeeds() Needs {
 	return Needs{
-		Programs: []string{"e2fsck", "tune2fs", "resize2fs", "xfs_db", "xfs_repair", "btrfs", "btrfstune", "fsck.vfat"},
-		Modules:  []string{"ext4", "xfs", "btrfs", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1", "loop"},
+		Programs: []string{"e2fsck", "fsck.vfat"},
+		Modules:  []string{"ext4", "xfs", "btrfs", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1"},
 	}
+}
+
+// filesystemNeeds is what it takes to change them.
+func filesystemNeeds() Needs {
+	n := mountNeeds()
+	n.Programs = append(n.Programs, "tune2fs", "resize2fs", "xfs_db", "btrfstune")
+	n.Modules = append(n.Modules, "loop")
+	return n
 }
 
 // Repaired is what came of a [Repair].
