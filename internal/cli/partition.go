@@ -139,6 +139,9 @@ func (p *program) partitionOnRecord(ctx context.Context, d *disk.File, label, re
 		if e := (*imprint.Error)(nil); errors.As(err, &e) && e.Operand == path {
 			err = e.Err
 		}
+		if empty, failed := disk.Blank(d, part); empty && failed == nil {
+			err = errors.New("it holds nothing any more; if its machine overwrote it, that is on record")
+		}
 		fmt.Fprintf(p.err, "its removal will not be on record: %v\n  hint: put it there: imprint media forget %s NUMBER --because TEXT\n", err, cmp.Or(ref, "NAME"))
 		return func(disk.Partition, error) {}, nil
 	}

@@ -3,6 +3,7 @@ package disk_test
 import (
 	"bytes"
 	"encoding/binary"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -95,6 +96,32 @@ func TestRemoveOnlyMedia(t *testing.T) {
 		}
 		if !bytes.Equal(data, before) {
 			t.Errorf("%s: it was changed", name)
+		}
+	}
+}
+
+// A partition of a GUID partition table that is called as a medium is, and holds nothing
+// any more, is removed; one that holds anything is not.
+func TestRemoveWhatItsMachineBlanked(t *testing.T) {
+	t.Parallel()
+	for _, at := range []int64{-1, 0, 1<<20 - 1} {
+		m := &memory{data: image(t, layouts()["gpt"])}
+		s, err := disk.Prepare(m, config2())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Add(func(io.Writer) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if at >= 0 {
+			m.data[s.Start+at] = 1
+		}
+		before := bytes.Clone(m.data)
+		switch p, err := disk.Remove(m, "config-2"); {
+		case at < 0 && (err != nil || p.Number != s.Number):
+			t.Errorf("a blank one: %v", err)
+		case at >= 0 && (imprint.KindOf(err) != imprint.Conflict || !bytes.Equal(m.data, before)):
+			t.Errorf("with something at %d: %v", at, err)
 		}
 	}
 }

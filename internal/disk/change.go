@@ -129,8 +129,8 @@ func (s *Slot) write(fill func(io.Writer) error) error {
 	return nil
 }
 
-// Find returns the partition called label, which [Remove] would take away. It fails as
-// [Read] does, with kind [imprint.NotFound] if no partition is called so, and with
+// Find returns the partition called label, which [Remove] would take away: what it holds
+// is of imprint's making, or nothing any more. It fails as [Read] does, with kind [imprint.NotFound] if no partition is called so, and with
 // [imprint.Conflict] if several are, or imprint did not make what it holds.
 func Find(d Device, label string) (Partition, error) {
 	t, in, err := open(d)
@@ -188,11 +188,16 @@ func (in *reader) called(t *Table, label string) (Partition, volume, error) {
 		return Partition{}, volume{}, imprint.Errorf(imprint.NotFound, "remove from", "disk", "none of its %d partitions is called %s", len(t.Partitions), label)
 	case len(found) > 1:
 		return Partition{}, volume{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s and %s are both called %s", found[0], found[1], label)
-	case !volumes[0].ours:
-		return Partition{}, volume{}, imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s is called %s, but imprint did not make what it holds", found[0], label).
+	case volumes[0].ours:
+		return found[0], volumes[0], nil
+	}
+	// What its machine has overwritten has its name in the table still.
+	empty, err := Blank(in.r, found[0])
+	if err == nil && !empty {
+		err = imprint.Errorf(imprint.Conflict, "remove from", "disk", "its %s is called %s, but imprint did not make what it holds", found[0], label).
 			WithHint("if nobody needs it, delete it by hand: sfdisk --delete")
 	}
-	return found[0], volumes[0], nil
+	return found[0], volume{}, err
 }
 
 // open reads the table of d.
@@ -219,17 +224,27 @@ func zero(d Device, extents ...extent) error {
 
 // blank fails unless an extent reads as zeros.
 func blank(d Device, e extent) error {
+	empty, err := Blank(d, Partition{Start: e.at, Size: e.length})
+	if err == nil && !empty {
+		err = imprint.Errorf(imprint.Internal, "remove from", "disk", "the partition is gone, and what it held reads back other than zeros")
+	}
+	return err
+}
+
+// Blank reports whether all of a partition reads as zeros. It fails with kind
+// [imprint.Unavailable] if the disk does.
+func Blank(d io.ReaderAt, p Partition) (bool, error) {
 	b := make([]byte, 1<<20)
-	for at := e.at; at < e.at+e.length; at += int64(len(b)) {
-		b = b[:min(int64(len(b)), e.at+e.length-at)]
+	for at := p.Start; at < p.end(); at += int64(len(b)) {
+		b = b[:min(int64(len(b)), p.end()-at)]
 		if _, err := d.ReadAt(b, at); err != nil {
-			return failed(err)
+			return false, failed(err)
 		}
 		if !IsZero(b) {
-			return imprint.Errorf(imprint.Internal, "remove from", "disk", "the partition is gone, and what it held reads back other than zeros")
+			return false, nil
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // carryOut writes a plan.
