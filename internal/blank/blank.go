@@ -1,5 +1,5 @@
-// Package blank overwrites a medium with zeros, and makes sure that it did. It
-// touches nothing that somebody else uses.
+// Package blank overwrites a medium with zeros, and makes sure that it did. A [Medium]
+// is one that nobody else uses.
 package blank
 
 import (
@@ -75,51 +75,57 @@ func (m *Medium) Device() bool { return m.device }
 // ReadAt implements [io.ReaderAt].
 func (m *Medium) ReadAt(b []byte, at int64) (int, error) { return m.f.ReadAt(b, at) }
 
-// Blank writes zeros wherever there are none, to the disk and past the page cache,
-// and reads all of it back. It fails with kind [imprint.Unavailable] or [imprint.Denied],
-// also if ctx ends, and then some of it may be blank.
+// Blank does [Zero] with all of it. It fails with kind [imprint.Unavailable] or
+// [imprint.Denied].
 func (m *Medium) Blank(ctx context.Context) error {
+	if err := Zero(ctx, m.f.File, 0, m.Size()); err != nil {
+		return m.fault("blank", err)
+	}
+	return nil
+}
+
+// Zero writes zeros wherever there are none in n bytes of f from an offset on, to the
+// disk and past the page cache, and reads all of them back. It fails as f does, if that
+// reads back other than zeros, and if ctx ends; then some of it may be blank.
+func Zero(ctx context.Context, f *os.File, at, n int64) error {
 	zeros := make([]byte, chunk)
-	err := m.walk(ctx, func(at int64, b []byte) error {
+	err := walk(ctx, f, at, n, func(at int64, b []byte) error {
 		if disk.IsZero(b) {
 			return nil // a hole stays one
 		}
-		_, err := m.f.WriteAt(zeros[:len(b)], at)
+		_, err := f.WriteAt(zeros[:len(b)], at)
 		return err
 	})
-	if err == nil {
-		err = m.f.Sync()
-	}
 	if err != nil {
-		return m.fault("blank", err)
+		return err
 	}
-	// What is read back is to come from where it was written to. Not every file
-	// system has a cache to drop.
-	unix.Fadvise(int(m.f.Fd()), 0, 0, unix.FADV_DONTNEED)
-	err = m.walk(ctx, func(_ int64, b []byte) error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	// What is read back is to come from where it was written to. Not everything has a
+	// cache to drop: the one call is for files, the other for block devices.
+	unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	unix.IoctlSetInt(int(f.Fd()), unix.BLKFLSBUF, 0)
+	return walk(ctx, f, at, n, func(_ int64, b []byte) error {
 		if !disk.IsZero(b) {
 			return errors.New("it reads back other than it was written")
 		}
 		return nil
 	})
-	if err != nil {
-		return m.fault("verify", err)
-	}
-	return nil
 }
 
-// walk calls visit with all that there is, piece by piece.
-func (m *Medium) walk(ctx context.Context, visit func(at int64, b []byte) error) error {
+// walk calls visit with n bytes of f from an offset on, piece by piece.
+func walk(ctx context.Context, f io.ReaderAt, at, n int64, visit func(at int64, b []byte) error) error {
 	b := make([]byte, chunk)
-	for at := int64(0); at < m.Size(); at += chunk {
+	for end := at + n; at < end; at += chunk {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n := min(chunk, m.Size()-at)
-		if _, err := io.ReadFull(io.NewSectionReader(m.f, at, n), b[:n]); err != nil {
+		b := b[:min(chunk, end-at)]
+		if _, err := io.ReadFull(io.NewSectionReader(f, at, int64(len(b))), b); err != nil {
 			return err
 		}
-		if err := visit(at, b[:n]); err != nil {
+		if err := visit(at, b); err != nil {
 			return err
 		}
 	}
