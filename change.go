@@ -49,12 +49,13 @@ const (
 	ReportHome      ReportKind = "home"      // stock software says that the machine has booted
 	ReportNIC       ReportKind = "nic"       // the host chose NIC for the instance
 	ReportMessage   ReportKind = "message"   // messages went through a pipe; Name is how many of which
+	ReportMedium    ReportKind = "medium"    // the machine says what became of Medium
 )
 
 // Known reports whether k is one of the reports above.
 func (k ReportKind) Known() bool {
 	switch k {
-	case ReportDelivered, ReportConfirmed, ReportReady, ReportRead, ReportPassword, ReportRefused, ReportServed, ReportHome, ReportNIC, ReportMessage:
+	case ReportDelivered, ReportConfirmed, ReportReady, ReportRead, ReportPassword, ReportRefused, ReportServed, ReportHome, ReportNIC, ReportMessage, ReportMedium:
 		return true
 	}
 	return false
@@ -69,8 +70,9 @@ type Report struct {
 	Name       string
 	Data       []byte
 	// From says who in the guest asked, in words, where the channel tells.
-	From string
-	NIC  *NIC
+	From   string
+	NIC    *NIC
+	Medium *MediumEnd
 	// Serial is the certificate with which the guest authenticated, on channels
 	// that have mutual TLS; "" elsewhere.
 	Serial Serial

@@ -1,10 +1,13 @@
 package imprint
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
 	"hash"
+	"io"
 	"maps"
 	"slices"
 	"time"
@@ -31,14 +34,55 @@ type Medium struct {
 	Dialect    string     `json:"dialect"`
 	Carrier    string     `json:"carrier"`
 	// Digest is that of the files, by which the medium is known again: [DigestOfFiles].
-	Digest Digest      `json:"digest"`
-	Token  bool        `json:"token,omitempty"` // it holds a one-time token
-	At     time.Time   `json:"at"`
-	By     string      `json:"by,omitempty"`
-	State  MediumState `json:"state"`
+	Digest Digest    `json:"digest"`
+	Token  bool      `json:"token,omitempty"` // it holds a one-time token
+	At     time.Time `json:"at"`
+	By     string    `json:"by,omitempty"`
+	// Attended says that By runs the machine, and takes the medium away: what the machine
+	// cannot do about it is no news.
+	Attended bool        `json:"attended,omitempty"`
+	State    MediumState `json:"state"`
 	// Detail says how it was taken away, or why it was not, and Settled when that was.
 	Detail  string    `json:"detail,omitempty"`
 	Settled time.Time `json:"settled,omitzero"`
+}
+
+// MaxMediumDetail is how many bytes may be said of a medium's end.
+const MaxMediumDetail = 1024
+
+// MediumEnd is what a machine says became of the medium that it enrolled with.
+type MediumEnd struct {
+	Digest Digest      `json:"digest"` // of the files that were on it
+	State  MediumState `json:"state"`  // [MediumTaken] or [MediumLeft]
+	Detail string      `json:"detail"` // how, or why not
+}
+
+// DecodeMediumEnd reads a [MediumEnd] in JSON. It fails with kind [Invalid] for
+// everything else: a digest that is none, another state, or a detail of no bytes or of
+// more than [MaxMediumDetail].
+func DecodeMediumEnd(b []byte) (*MediumEnd, error) {
+	bad := func(format string, args ...any) (*MediumEnd, error) {
+		return nil, Errorf(Invalid, "decode", "end of a medium", format, args...)
+	}
+	var end MediumEnd
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&end); err != nil {
+		return bad("%w", err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return bad("something is behind it")
+	}
+	if sum, err := hex.DecodeString(string(end.Digest)); err != nil || len(sum) != sha256.Size || hex.EncodeToString(sum) != string(end.Digest) {
+		return bad("its digest is not of SHA-256 in lower case")
+	}
+	if end.State != MediumTaken && end.State != MediumLeft {
+		return bad("its state is neither %s nor %s", MediumTaken, MediumLeft)
+	}
+	if len(end.Detail) == 0 || len(end.Detail) > MaxMediumDetail {
+		return bad("its detail has %d bytes, from 1 to %d are possible", len(end.Detail), MaxMediumDetail)
+	}
+	return &end, nil
 }
 
 // Remember adds m to the instance's media, gives it its number and returns that.

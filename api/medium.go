@@ -26,6 +26,7 @@ type MediumRequest struct {
 	AdminPassword string `json:"adminPassword,omitempty" maxLength:"255" doc:"The name of the public parameter whose value becomes the administrator's password; for Windows answer files."`
 	// UserPasswords have at most as many entries as an instance has users.
 	UserPasswords map[string]string `json:"userPasswords,omitempty" doc:"By user, the name of the public parameter whose value becomes the password; for Windows answer files, which make no account for a user without one."`
+	Attended      bool              `json:"attended,omitempty" doc:"Whoever asks runs the machine, and takes the medium away."`
 }
 
 // MediumOutcome says what became of a medium.

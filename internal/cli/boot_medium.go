@@ -107,7 +107,7 @@ func (b *bootMedium) attach(m *qemu.Machine) {
 
 // make has the server give the medium out, and writes it.
 func (b *bootMedium) make(ctx context.Context) error {
-	m, err := b.writeMedium(ctx, string(b.instance.ID), b.carrier, &mediaOptions{dialect: b.dialect, out: b.path, appendTo: b.before})
+	m, err := b.writeMedium(ctx, string(b.instance.ID), b.carrier, &mediaOptions{dialect: b.dialect, out: b.path, appendTo: b.before, attended: true})
 	if err != nil {
 		return err
 	}

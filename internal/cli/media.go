@@ -22,6 +22,7 @@ type mediaOptions struct {
 	adminPassword                        string
 	userPasswords                        map[string]string // parameters, by user
 	mergeVendor                          bool
+	attended                             bool  // it is for a run, which takes it away
 	size                                 int64 // MiB
 }
 
@@ -191,7 +192,9 @@ func (p *program) writeMedium(ctx context.Context, ref string, carrier media.Car
 
 // medium asks for what the medium holds. That makes its token, so it comes last.
 func (p *program) medium(ctx context.Context, ref, carrier string, o *mediaOptions) (*api.Medium, error) {
-	request := api.MediumRequest{Dialect: o.dialect, Carrier: carrier, MergeVendor: o.mergeVendor, AdminPassword: o.adminPassword, UserPasswords: o.userPasswords}
+	request := api.MediumRequest{
+		Dialect: o.dialect, Carrier: carrier, MergeVendor: o.mergeVendor, AdminPassword: o.adminPassword, UserPasswords: o.userPasswords, Attended: o.attended,
+	}
 	if o.ttl != "" {
 		life, err := imprint.ParseDuration(o.ttl)
 		if err != nil {

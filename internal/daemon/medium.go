@@ -69,7 +69,7 @@ func (c *credentials) Medium(ctx context.Context, id imprint.InstanceID, what ap
 		m.Omitted = append(m.Omitted, "one-time token")
 	}
 	m.Number, err = c.engine.GiveOut(ctx, id, imprint.Medium{
-		Generation: inst.Generation, Dialect: drive.Name, Carrier: carrier.Name, Token: m.Token, Digest: imprint.DigestOfFiles(m.FileBytes()),
+		Generation: inst.Generation, Dialect: drive.Name, Carrier: carrier.Name, Token: m.Token, Digest: imprint.DigestOfFiles(m.FileBytes()), Attended: what.Attended,
 	}, by)
 	if err != nil {
 		return nil, err

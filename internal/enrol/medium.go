@@ -29,6 +29,34 @@ func (e *Engine) SettleMedium(ctx context.Context, id imprint.InstanceID, number
 	return err
 }
 
+// ownMedium records what the machine itself says became of its medium, once: it may say
+// that one was taken away after all, but not that one is there which is on record as
+// gone, or which whoever runs the machine takes away.
+func ownMedium(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.Change, error) {
+	keep := imprint.Change{Keep: true}
+	if r.Medium == nil || r.Serial == "" || r.Witness != "" {
+		return keep, imprint.Errorf(imprint.Invalid, "settle medium of", i.Ref(), "the machine has to say it, with its certificate")
+	}
+	end := r.Medium
+	var m *imprint.Medium
+	for n := range i.Media {
+		if of := &i.Media[n]; of.Digest == end.Digest && (m == nil || m.State == imprint.MediumTaken) {
+			m = of
+		}
+	}
+	switch {
+	case m == nil:
+		return keep, imprint.Errorf(imprint.NotFound, "settle medium of", i.Ref(), "no medium with the digest %.16s is on record", clip(string(end.Digest)))
+	case m.State == imprint.MediumTaken, end.State == imprint.MediumLeft && (m.State == imprint.MediumLeft || m.Attended):
+		return keep, nil
+	}
+	change, err := settleMedium(i, m.Number, end.State, end.Detail, clip(r.From), now)
+	for n := range change.Events {
+		change.Events[n].Channel = r.Channel
+	}
+	return change, err
+}
+
 func giveOut(i *imprint.Instance, m imprint.Medium, by string, now time.Time) (imprint.Change, error) {
 	if m.Generation != i.Generation {
 		return imprint.Change{Keep: true}, imprint.Errorf(imprint.Conflict, "give out medium of", i.Ref(), "generation %d began while that of generation %d was made", i.Generation, m.Generation).

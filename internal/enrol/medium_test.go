@@ -113,3 +113,91 @@ func TestDigestOfFiles(t *testing.T) {
 		}
 	}
 }
+
+// The machine says with its certificate what became of its medium, which is known by its
+// files. It does not gainsay whoever took the medium away, or is about to.
+func TestTheMachineSettlesItsMedium(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	id := w.reserve(t)
+	for n, m := range []imprint.Medium{{Carrier: "partition", Digest: "d1"}, {Carrier: "iso", Digest: "d2", Attended: true}, {Carrier: "fat", Digest: "d3"}, {Carrier: "fat", Digest: "d1"}} {
+		m.Generation, m.Dialect = 1, "native"
+		if number, err := w.engine.GiveOut(t.Context(), id, m, "root"); err != nil || number != uint32(n+1) {
+			t.Fatal(number, err)
+		}
+	}
+	serial := w.enrol(t, id, newMachine(t)).Enrolment.Certificate.Serial
+	say := func(digest imprint.Digest, state imprint.MediumState, detail string) error {
+		return w.engine.Report(t.Context(), imprint.Report{
+			Instance: id, Generation: 1, Channel: imprint.NetworkEST, Kind: imprint.ReportMedium, Serial: serial, From: "the machine",
+			Medium: &imprint.MediumEnd{Digest: digest, State: state, Detail: detail},
+		})
+	}
+	expect := func(number int, state imprint.MediumState, detail string) {
+		t.Helper()
+		if m := w.get(id).Media[number-1]; m.State != state || m.Detail != detail {
+			t.Errorf("medium %d: %+v", number, m)
+		}
+	}
+	events := func() int { return len(w.events(id, 0)) }
+
+	if err := say("d1", imprint.MediumLeft, "it is mounted"); err != nil {
+		t.Fatal(err)
+	}
+	expect(1, imprint.MediumLeft, "it is mounted")
+	if e := w.last(id); e.Kind != imprint.EventLeft || e.Channel != imprint.NetworkEST || e.Detail["why"] != "it is mounted" || e.Detail["by"] != "the machine" || e.Detail["medium"] != "1" {
+		t.Errorf("on the timeline: %+v", e)
+	}
+	n := events()
+	if err := say("d1", imprint.MediumLeft, "it is still mounted"); err != nil || events() != n {
+		t.Errorf("said again: %v, %d events more", err, events()-n)
+	}
+	if err := say("d1", imprint.MediumTaken, "zeroed"); err != nil {
+		t.Fatal(err)
+	}
+	expect(1, imprint.MediumTaken, "zeroed")
+	expect(4, imprint.MediumOut, "")
+	if e := w.last(id); e.Kind != imprint.EventTaken || e.Detail["how"] != "zeroed" {
+		t.Errorf("on the timeline: %+v", e)
+	}
+
+	// Whoever runs the machine takes it away: that it is read-only is no news.
+	n = events()
+	if err := say("d2", imprint.MediumLeft, "for reading only"); err != nil || events() != n {
+		t.Errorf("an attended one: %v", err)
+	}
+	expect(2, imprint.MediumOut, "")
+	if err := w.engine.SettleMedium(t.Context(), id, 2, imprint.MediumTaken, "CD ejected", "root"); err != nil {
+		t.Fatal(err)
+	}
+	n = events()
+	for _, state := range []imprint.MediumState{imprint.MediumLeft, imprint.MediumTaken} {
+		if err := say("d2", state, "something else"); err != nil || events() != n {
+			t.Errorf("after it was taken: %v", err)
+		}
+	}
+	expect(2, imprint.MediumTaken, "CD ejected")
+
+	wantKind(t, say("d9", imprint.MediumTaken, "zeroed"), imprint.NotFound)
+	if events() != n {
+		t.Error("what is on no record is on the timeline")
+	}
+	wantKind(t, say("d3", imprint.MediumOut, "here it is"), imprint.Invalid)
+	wantKind(t, say("d3", imprint.MediumTaken, ""), imprint.Invalid)
+	for name, change := range map[string]func(*imprint.Report){
+		"no certificate":   func(r *imprint.Report) { r.Serial = "" },
+		"another's":        func(r *imprint.Report) { r.Serial = "123456" },
+		"its host":         func(r *imprint.Report) { r.Serial, r.Channel, r.Witness = "", imprint.Serial2, placed },
+		"nothing said":     func(r *imprint.Report) { r.Medium = nil },
+		"of another life":  func(r *imprint.Report) { r.Generation = 2 },
+		"host and serial":  func(r *imprint.Report) { r.Witness = placed },
+		"unknown channels": func(r *imprint.Report) { r.Channel = "smoke" },
+	} {
+		r := imprint.Report{Instance: id, Generation: 1, Channel: imprint.NetworkEST, Kind: imprint.ReportMedium, Serial: serial, Medium: &imprint.MediumEnd{Digest: "d3", State: imprint.MediumTaken, Detail: "zeroed"}}
+		change(&r)
+		if err := w.engine.Report(t.Context(), r); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	expect(3, imprint.MediumOut, "")
+}

@@ -54,6 +54,10 @@ func report(i *imprint.Instance, r *imprint.Report, now time.Time) (imprint.Chan
 		change = booted(i, r, now)
 	case imprint.ReportPassword:
 		change, err = password(i, r)
+	case imprint.ReportMedium:
+		if change, err = ownMedium(i, r, now); imprint.KindOf(err) == imprint.NotFound {
+			return change, err // of one that was made by hand, which is asked at every start
+		}
 	default:
 		err = imprint.Errorf(imprint.Invalid, "report", i.Ref(), "unknown kind %q", clip(string(r.Kind)))
 	}

@@ -65,6 +65,26 @@ func (s *Server) sshCertificate(c *call) error {
 	return nil
 }
 
+// medium answers POST medium, whose body says in JSON what became of the medium that
+// the machine enrolled with: see [imprint.MediumEnd]. It may be said again.
+func (s *Server) medium(c *call) error {
+	body, err := readBody(c, maxMediumBody)
+	if err != nil {
+		return err
+	}
+	end, err := imprint.DecodeMediumEnd(body)
+	if err != nil {
+		return &refusal{http.StatusBadRequest, "the body does not say what became of a medium: send its digest, its state, which is taken-away or not-taken-away, and a detail, in JSON"}
+	}
+	r := s.reportOf(c, imprint.ReportMedium, "")
+	r.Medium = end
+	if err := s.engine.Report(c.Context(), r); err != nil {
+		return err
+	}
+	c.reply.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
 // listParams answers GET params: which parameters there are, without values.
 func (s *Server) listParams(c *call) error {
 	held, err := s.values.Held(c.Context(), c.machine)
@@ -144,10 +164,14 @@ func (s *Server) crl(c *call) error {
 
 // report tells the engine what c's machine says.
 func (s *Server) report(c *call, kind imprint.ReportKind, name string) error {
-	return s.engine.Report(c.Context(), imprint.Report{
+	return s.engine.Report(c.Context(), s.reportOf(c, kind, name))
+}
+
+func (s *Server) reportOf(c *call, kind imprint.ReportKind, name string) imprint.Report {
+	return imprint.Report{
 		Instance: c.identity.Instance, Generation: c.identity.Generation, Channel: imprint.NetworkEST,
 		Kind: kind, Name: name, Serial: c.identity.Serial, From: "whoever holds certificate " + string(c.identity.Serial),
-	})
+	}
 }
 
 func findParam(inst *imprint.Instance, name string) (imprint.Param, bool) {

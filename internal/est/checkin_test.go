@@ -41,7 +41,7 @@ func TestAccess(t *testing.T) {
 			t.Errorf("%s is open", route.Pattern)
 		}
 	}
-	if closed != 9 {
+	if closed != 10 {
 		t.Errorf("%d patterns need a certificate", closed)
 	}
 }
@@ -203,6 +203,48 @@ func TestUserData(t *testing.T) {
 	n := len(e.reports)
 	if r := get(t, e.client(t, "default", nil), "default", own+"user-data"); r.status/100 != 4 || strings.Contains(r.body, "cloud") || len(e.reports) != n {
 		t.Errorf("without a certificate: %d %q, %d reports", r.status, r.body, len(e.reports)-n)
+	}
+}
+
+// TestMedium: the holder of the certificate says what became of its medium, and the
+// report has its serial.
+func TestMedium(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "default")
+	e := serve(t, s, nil)
+	inst, cert := e.enrol(t, "default", "web-1", nil)
+	c := e.client(t, "default", cert)
+	digest := imprint.DigestOf([]byte("x"))
+	const path = own + "medium"
+	good := `{"digest":"` + string(digest) + `","state":"taken-away","detail":"overwritten with zeros"}`
+	if r := post(t, c, "default", path, "", "", good); r.status != http.StatusNoContent || r.body != "" {
+		t.Fatalf("status %d, %q", r.status, r.body)
+	}
+	want := imprint.Report{
+		Instance: inst.ID, Generation: 1, Channel: imprint.NetworkEST, Kind: imprint.ReportMedium,
+		Serial: imprint.SerialOf(cert.Leaf.SerialNumber), From: "whoever holds certificate " + string(imprint.SerialOf(cert.Leaf.SerialNumber)),
+		Medium: &imprint.MediumEnd{Digest: digest, State: imprint.MediumTaken, Detail: "overwritten with zeros"},
+	}
+	if got := e.reports[len(e.reports)-1]; !reflect.DeepEqual(got, want) {
+		t.Errorf("reported %+v", got)
+	}
+	n := len(e.reports)
+	for name, body := range map[string]string{
+		"nothing": "", "not JSON": "taken", "another state": strings.Replace(good, "taken-away", "out", 1), "a field more": good[:len(good)-1] + `,"x":1}`,
+	} {
+		if r := post(t, c, "default", path, "", "", body); r.status != http.StatusBadRequest || !strings.Contains(r.body, "not-taken-away") {
+			t.Errorf("%s: status %d, %q", name, r.status, r.body)
+		}
+	}
+	if r := post(t, c, "default", path, "", "", strings.Repeat(" ", 8<<10)); r.status != http.StatusRequestEntityTooLarge {
+		t.Errorf("too large: status %d", r.status)
+	}
+	if r := post(t, e.client(t, "default", nil), "default", path, "", "", good); r.status != http.StatusForbidden || len(e.reports) != n {
+		t.Errorf("without a certificate: status %d, %d reports", r.status, len(e.reports)-n)
+	}
+	e.change(inst.ID, func(i *imprint.Instance) { i.Enrolment.Certificate.Serial = "1" })
+	if r := post(t, c, "default", path, "", "", good); r.status != http.StatusForbidden || len(e.reports) != n {
+		t.Errorf("with a certificate that was replaced: status %d, %d reports", r.status, len(e.reports)-n)
 	}
 }
 

@@ -22,6 +22,8 @@ const (
 	MaxBody     = 64 << 10                 // bytes of a request's body
 	maxUserLen  = 2*imprint.MaxNameLen + 1 // tenant/name
 	maxTokenLen = 256                      // bytes; ours are far shorter
+	// maxMediumBody is for the end of a medium: every byte of its detail may be escaped.
+	maxMediumBody = 6*imprint.MaxMediumDetail + 256
 )
 
 // credentials returns the Basic user and token; ok is false if there are none

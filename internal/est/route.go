@@ -50,6 +50,7 @@ func routes() []route {
 		{own("POST", "confirm"), certificate, (*Server).confirm},
 		{own("POST", "ready"), certificate, (*Server).ready},
 		{own("POST", "ssh-certificate"), certificate, (*Server).sshCertificate},
+		{own("POST", "medium"), certificate, (*Server).medium},
 		{own("GET", "user-data"), certificate, (*Server).userData},
 		{own("GET", "params"), certificate, (*Server).listParams},
 		{own("GET", "params/{name}"), certificate, (*Server).param},

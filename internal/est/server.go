@@ -24,7 +24,8 @@ type Engine interface {
 	// gets neither.
 	Enrol(context.Context, imprint.Submission) (*imprint.Instance, error)
 	// Report records what a machine says. It fails with kind Conflict if the
-	// enrolment's state does not allow it.
+	// enrolment's state does not allow it, and with NotFound if what it is about is on
+	// no record.
 	Report(context.Context, imprint.Report) error
 	// Authenticate returns the instance that a verified certificate names, if that
 	// certificate is alive: issued to the present generation and not revoked. It
