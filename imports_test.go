@@ -71,7 +71,7 @@ var imports = []struct {
 	{"internal/server", "imprint api internal/peercred", "github.com/danielgtaylor/huma/v2 github.com/prometheus/client_golang"},
 
 	// The guest's side: its list of third parties is short enough to read aloud.
-	{"internal/guest", "imprint internal/durable internal/keybox internal/triton", "golang.org/x/sys"},
+	{"internal/guest", "imprint internal/blank internal/durable internal/keybox internal/media internal/triton", "golang.org/x/sys"},
 
 	// All wiring: the server's roles, and the verbs.
 	{"internal/daemon", "*", "*"},

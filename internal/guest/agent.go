@@ -27,8 +27,11 @@ type Options struct {
 	TrustCA bool
 	// SSH has the machine's SSH host key certified too.
 	SSH bool
+	// TakeAway overwrites the volume that the payload was on, if imprint made it, once
+	// the machine is enrolled.
+	TakeAway bool
 	// IdentityOnly leaves everything but key and certificate alone: the clock,
-	// parameters, hooks.
+	// parameters, hooks, the volume that the payload was on.
 	IdentityOnly bool
 	// Dial connects to the check-in endpoint; nil is the usual way.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -43,6 +46,7 @@ type Agent struct {
 	console  *Console
 	clock    *clock
 	sources  []source
+	volumes  volumeSource
 	sleep    sleeper
 	random   func() float64
 	dial     func(ctx context.Context, network, address string) (net.Conn, error)
@@ -72,9 +76,9 @@ func New(o Options, console *Console) *Agent {
 	a := &Agent{
 		o: o, layout: layout, console: console, clock: systemClock(), sleep: sleep,
 		random: rand.Float64, dial: (&net.Dialer{}).DialContext, hookTime: hookTime,
-		boundary: func(string) error { return nil },
+		boundary: func(string) error { return nil }, volumes: newVolumeSource(layout),
 	}
-	a.sources = slices.Concat([]source{newVirtioSource(layout), newSerialSource(layout), newVolumeSource(layout)}, firmwareSources(layout),
+	a.sources = slices.Concat([]source{newVirtioSource(layout), newSerialSource(layout), a.volumes}, firmwareSources(layout),
 		[]source{fileSource{layout.Payload()}, linkLocalSource{layout}})
 	if o.Dial != nil {
 		a.dial = o.Dial
@@ -116,6 +120,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return ended(ctx, err)
 	}
 	a.enrolled()
+	a.takeAway(ctx)
 	if a.o.Once {
 		return nil
 	}
@@ -292,6 +297,9 @@ func (a *Agent) accept(ctx context.Context, f *finding, rec *record) (*record, l
 		rec = &record{}
 	}
 	rec.Payload, rec.Source = *p, f.source
+	if f.files != "" {
+		rec.brought(f.files)
+	}
 	if err := a.layout.saveRecord(rec); err != nil { // before the key: a key always has an owner
 		return nil, nil, err
 	}
@@ -317,7 +325,7 @@ func (a *Agent) accept(ctx context.Context, f *finding, rec *record) (*record, l
 }
 
 // checkIn returns the way to imprint for a payload from a one-way carrier.
-func (a *Agent) checkIn(p *imprint.Payload) (link, error) {
+func (a *Agent) checkIn(p *imprint.Payload) (*estLink, error) {
 	if len(p.CheckIn) == 0 {
 		return nil, imprint.Errorf(imprint.Unavailable, "reach", "imprint", "no live channel answers, and the payload names no check-in endpoint")
 	}

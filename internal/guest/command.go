@@ -128,6 +128,7 @@ func (c *command) parse(operands int) error {
 func (c *command) agentFlags() {
 	c.flags.StringVar(&c.o.PayloadFile, "payload", "", "read the payload from `FILE` and look nowhere else")
 	c.flags.BoolVar(&c.o.TrustCA, "trust-ca", true, "add the CA to those that every program on this machine trusts")
+	c.flags.BoolVar(&c.o.TakeAway, "take-away", true, "overwrite the volume that the payload was on with zeros, if imprint made it, once the machine is enrolled")
 	c.flags.BoolVar(&c.o.SSH, "ssh", true, "have the SSH host key certified too")
 }
 

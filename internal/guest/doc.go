@@ -29,6 +29,9 @@
 //	cert.pem       the certificate and its issuing chain; replaced only by a verified one
 //	ca.pem         the CA to trust
 //
+// A volume of imprint's that brought the payload is overwritten with zeros once the machine
+// is enrolled; identity.json says how far that is.
+//
 // A run that finds a key uses it and repeats the same request, for which imprint
 // gives the same certificate; a run that finds a valid certificate goes on with
 // the confirmation, and so on: every step may be repeated. A payload of a newer

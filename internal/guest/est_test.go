@@ -32,8 +32,9 @@ type fakeEndpoint struct {
 	host  *fakeHost
 	token string // "" once it is spent
 	down  bool   // answers 503
-	// refusesSSH is the status with which SSH host keys are refused, if not 0.
-	refusesSSH int
+	// refusesSSH is the status with which SSH host keys are refused, if not 0, and
+	// refusesMedia that for what became of media.
+	refusesSSH, refusesMedia int
 }
 
 func newFakeEndpoint(t *testing.T, host *fakeHost) *fakeEndpoint {
@@ -76,6 +77,23 @@ func newFakeEndpoint(t *testing.T, host *fakeHost) *fakeEndpoint {
 		}
 		host.ssh = strings.TrimSpace(string(key))
 		io.WriteString(w, "ssh-ed25519-cert-v01@openssh.com AAAAcert-for-"+host.ssh+"\n")
+	}))
+	mux.HandleFunc("POST /.well-known/imprint/v1/medium", e.authenticated(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		end, err := imprint.DecodeMediumEnd(body)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		if host.state != imprint.Confirmed && host.state != imprint.Closed {
+			host.t.Errorf("the medium is %s of a machine that is %s", end.State, host.state)
+		}
+		host.media = append(host.media, *end)
+		if e.refusesMedia != 0 {
+			http.Error(w, "not now", e.refusesMedia)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
 	}))
 	mux.HandleFunc("GET /.well-known/imprint/v1/user-data", e.authenticated(func(w http.ResponseWriter, r *http.Request) {
 		if host.userData == "" {

@@ -112,6 +112,7 @@ type fakeHost struct {
 	confirms int
 	ready    int
 	requests [][]byte
+	media    []imprint.MediumEnd // what became of them
 	// tamper changes the leaf's template before it is signed.
 	tamper func(*x509.Certificate)
 }

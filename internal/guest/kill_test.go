@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"imprint"
+	"imprint/internal/media"
 	"imprint/internal/triton"
 )
 
@@ -34,7 +35,7 @@ const maxKills = 500
 func TestResumesAfterAKillAtEverySystemCall(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(*testing.T, *machine) (args []string){
-		"serial": onSerialPort, "token": withToken,
+		"serial": onSerialPort, "token": withToken, "volume": withVolume,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -42,7 +43,7 @@ func TestResumesAfterAKillAtEverySystemCall(t *testing.T) {
 				if at > maxKills {
 					t.Fatalf("after %d system calls the agent is not done", maxKills)
 				}
-				if killAndResume(t, prepare, at) {
+				if killAndResume(t, name, prepare, at) {
 					continue
 				}
 				if t.Logf("killed at %d places", at-1); at < 50 {
@@ -56,7 +57,7 @@ func TestResumesAfterAKillAtEverySystemCall(t *testing.T) {
 
 // killAndResume reports whether a new machine's agent was killed before its
 // system call number at, or was done before.
-func killAndResume(t *testing.T, prepare func(*testing.T, *machine) []string, at int) (killed bool) {
+func killAndResume(t *testing.T, name string, prepare func(*testing.T, *machine) []string, at int) (killed bool) {
 	t.Helper()
 	t.Run(fmt.Sprint(at), func(t *testing.T) {
 		// The process has the real clock, which it would move if its host were ahead.
@@ -87,6 +88,19 @@ func killAndResume(t *testing.T, prepare func(*testing.T, *machine) []string, at
 		if m.read("ran") == "" || m.read("run/imprint/params/db-url") != "postgres://private-canary" {
 			t.Error("enrolled.d did not run, or parameters are missing")
 		}
+		if _, err := os.Stat(m.root + "/dev/vdb1"); err == nil && !isBlank(m.read("dev/vdb1")) {
+			t.Error("the volume that the payload was on is not blank")
+		}
+		host.do(func() {
+			if n := len(host.media); name == "volume" && n == 0 {
+				t.Error("nothing is said of the volume")
+			}
+			for _, end := range host.media {
+				if end.State != imprint.MediumTaken {
+					t.Errorf("it is said of the volume that it is %+v", end)
+				}
+			}
+		})
 		left, err := filepath.Glob(m.root + "/etc/imprint/.*")
 		if err != nil || len(left) > 0 {
 			t.Errorf("the kill left %v behind", left)
@@ -132,6 +146,14 @@ func withToken(t *testing.T, m *machine) []string {
 	}
 	m.write("payload.json", string(b), 0o600)
 	return []string{"--payload", m.root + "/payload.json"}
+}
+
+// withVolume gives m a payload on a volume, with a one-time token.
+func withVolume(t *testing.T, m *machine) []string {
+	t.Helper()
+	withToken(t, m)
+	m.volume("vdb1", map[string][]byte{PayloadName: []byte(m.read("payload.json"))}, media.Floppy)
+	return nil
 }
 
 // process runs the agent as a process of its own and reports whether it was
@@ -244,7 +266,7 @@ func changes(thread int) bool {
 		return info.args[0] > 2 // beyond what it says
 	case unix.SYS_OPENAT:
 		return info.args[2]&(unix.O_CREAT|unix.O_TRUNC) != 0
-	case unix.SYS_MKDIRAT, unix.SYS_UNLINKAT, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_FCHMOD, unix.SYS_FCHMODAT,
+	case unix.SYS_PWRITE64, unix.SYS_MKDIRAT, unix.SYS_UNLINKAT, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_FCHMOD, unix.SYS_FCHMODAT,
 		unix.SYS_CONNECT:
 		return true
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"net"
 	"net/url"
 	"strconv"
@@ -124,6 +125,16 @@ func (l *estLink) Ready(ctx context.Context, cred *credential) error {
 	return l.post(ctx, "ready", cred)
 }
 
+// Medium says what became of the medium that the payload was on: kind
+// [imprint.NotFound] if it is on no record.
+func (l *estLink) Medium(ctx context.Context, cred *credential, end imprint.MediumEnd) error {
+	body, err := json.Marshal(end)
+	if err != nil {
+		return imprint.Errorf(imprint.Internal, "encode", "end of a medium", "%w", err)
+	}
+	return l.send(ctx, httpRequest{method: "POST", url: pathCheckIn + "medium", contentType: "application/json", body: body}, "report", cred)
+}
+
 // SSHCertificate posts the key: that the connection is the machine's says whose it is.
 func (l *estLink) SSHCertificate(ctx context.Context, cred *credential, key string) ([]byte, error) {
 	resp, err := l.do(ctx, httpRequest{
@@ -139,12 +150,17 @@ func (l *estLink) SSHCertificate(ctx context.Context, cred *credential, key stri
 }
 
 func (l *estLink) post(ctx context.Context, name string, cred *credential) error {
-	resp, err := l.do(ctx, httpRequest{method: "POST", url: pathCheckIn + name}, cred)
+	return l.send(ctx, httpRequest{method: "POST", url: pathCheckIn + name}, name, cred)
+}
+
+// send sends what is answered with nothing but a status. op names it in errors.
+func (l *estLink) send(ctx context.Context, r httpRequest, op string, cred *credential) error {
+	resp, err := l.do(ctx, r, cred)
 	if err != nil {
 		return err
 	}
 	if resp.status/100 != 2 {
-		return l.refusal(name, string(l.payload.Name), resp)
+		return l.refusal(op, string(l.payload.Name), resp)
 	}
 	return nil
 }

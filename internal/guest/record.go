@@ -20,6 +20,7 @@ type record struct {
 	Confirmed imprint.Serial  `json:"confirmed,omitempty"`
 	Closed    imprint.Serial  `json:"closed,omitempty"`  // readiness was reported
 	Applied   imprint.Serial  `json:"applied,omitempty"` // enrolled.d ran
+	Medium    *medium         `json:"medium,omitempty"`  // nil if no volume brought the payload
 }
 
 // loadRecord returns kind [imprint.NotFound] on a machine that has no identity yet.

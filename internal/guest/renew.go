@@ -41,6 +41,7 @@ func (a *Agent) keepRenewed(ctx context.Context, cred *credential) error {
 			continue
 		}
 		cred = next
+		a.takeAway(ctx)
 		due = renewAt(cred.leaf(), a.random())
 		a.enrolled()
 		a.console.Say("the certificate was renewed; next about %s", stamp(due))

@@ -35,8 +35,9 @@ type source interface {
 type finding struct {
 	source  string
 	payload []byte
-	live    metadata  // nil on one-way carriers
-	conn    io.Closer // nil on one-way carriers
+	files   imprint.Digest // of those on the volume that brought it; "" elsewhere
+	live    metadata       // nil on one-way carriers
+	conn    io.Closer      // nil on one-way carriers
 }
 
 func (f *finding) Close() error {

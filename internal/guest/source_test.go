@@ -155,7 +155,7 @@ func TestPayloadOnAVolume(t *testing.T) {
 		m.write("sys/class/block/sr0/dev", "11:0\n", 0o444)
 		m.write("dev/sr0", string(isoHead("IMPRINT")), 0o600)
 		mounted := 0
-		return m, volumeSource{Layout{m.root}, func(device, dir string) (func() error, error) {
+		return m, volumeSource{layout: Layout{m.root}, mount: func(device, dir string) (func() error, error) {
 			if device != m.root+"/dev/sr0" {
 				t.Errorf("mounted %s", device)
 			}

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"imprint"
+	"imprint/internal/blank"
+	"imprint/internal/media"
 )
 
 // volumeSource is a volume labelled IMPRINT, mounted or not.
@@ -19,19 +21,28 @@ type volumeSource struct {
 	layout Layout
 	// mount makes the file system on device readable at dir until unmount.
 	mount func(device, dir string) (unmount func() error, err error)
+	// zero overwrites n bytes of a volume from an offset on, and makes sure of that.
+	zero func(ctx context.Context, f *os.File, at, n int64) error
 }
 
-func newVolumeSource(l Layout) volumeSource { return volumeSource{l, mountReadOnly} }
+func newVolumeSource(l Layout) volumeSource { return volumeSource{l, mountReadOnly, blank.Zero} }
 
 func (s volumeSource) String() string { return "volume " + VolumeLabel }
 
+// Try reads the first volume with the label: where it is mounted; or else by itself,
+// which needs no driver and lets no kernel parse what a stranger may have made; or else,
+// what is too large for that, by mounting it.
 func (s volumeSource) Try(context.Context) (*finding, error) {
-	device, number, err := s.find()
-	if err != nil {
-		return nil, err
+	all := s.labelled()
+	if len(all) == 0 {
+		return nil, volumeEmpty()
 	}
-	if point := s.mountedAt(number); point != "" {
+	device := all[0]
+	if point := s.mountedAt(device.number); point != "" {
 		return readVolume(s.String(), point)
+	}
+	if f, err := s.inspect(device.path); err == nil {
+		return f, nil
 	}
 	dir := filepath.Join(s.layout.Run(), "volume")
 	if err := makePrivateDir(s.layout.Run()); err != nil {
@@ -40,9 +51,9 @@ func (s volumeSource) Try(context.Context) (*finding, error) {
 	if err := makePrivateDir(dir); err != nil {
 		return nil, err
 	}
-	unmount, err := s.mount(device, dir)
+	unmount, err := s.mount(device.path, dir)
 	if err != nil {
-		return nil, imprint.Errorf(imprint.Unavailable, "mount", device, "%w", err)
+		return nil, imprint.Errorf(imprint.Unavailable, "mount", device.path, "%w", err)
 	}
 	f, err := readVolume(s.String(), dir)
 	if err := errors.Join(err, unmount(), os.Remove(dir)); err != nil {
@@ -51,26 +62,56 @@ func (s volumeSource) Try(context.Context) (*finding, error) {
 	return f, nil
 }
 
-// find returns the block device with the label, and its number as in mountinfo.
-// It reads the devices themselves: udev's links may be missing or stale.
-func (s volumeSource) find() (device, number string, err error) {
+// inspect reads the payload from the device itself.
+func (s volumeSource) inspect(path string) (*finding, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	c, err := media.Inspect(f, size)
+	if err != nil {
+		return nil, err
+	}
+	for path, b := range c.Files {
+		if strings.EqualFold(path, PayloadName) && len(b) <= imprint.MaxPayload {
+			return &finding{source: s.String(), payload: b, files: filesOf(b)}, nil
+		}
+	}
+	return nil, volumeEmpty()
+}
+
+// blockDevice is a disk or a partition.
+type blockDevice struct{ name, path, number string } // the number as in mountinfo
+
+// labelled returns the block devices with the label. It reads the devices themselves:
+// udev's links may be missing or stale.
+func (s volumeSource) labelled() []blockDevice {
 	class := s.layout.at("sys", "class", "block")
 	entries, err := os.ReadDir(class)
 	if err != nil {
-		return "", "", volumeEmpty()
+		return nil
 	}
+	var list []blockDevice
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), "loop") {
 			continue // on a desktop whoever sits there may make one of any file
 		}
-		device := s.layout.at("dev", strings.ReplaceAll(e.Name(), "!", "/"))
-		if label, err := deviceLabel(device); err != nil || !isVolumeLabel(label) {
+		d := blockDevice{name: strings.ReplaceAll(e.Name(), "!", "/")}
+		d.path = s.layout.at("dev", d.name)
+		if label, err := deviceLabel(d.path); err != nil || !isVolumeLabel(label) {
 			continue
 		}
-		number, err := readFile(filepath.Join(class, e.Name(), "dev"), 64)
-		return device, strings.TrimSpace(string(number)), err
+		if number, err := readFile(filepath.Join(class, e.Name(), "dev"), 64); err == nil {
+			d.number = strings.TrimSpace(string(number))
+			list = append(list, d)
+		}
 	}
-	return "", "", volumeEmpty()
+	return list
 }
 
 func deviceLabel(device string) (string, error) {

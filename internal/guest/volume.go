@@ -105,5 +105,10 @@ func readVolume(name, dir string) (*finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &finding{source: name, payload: b}, nil
+	return &finding{source: name, payload: b, files: filesOf(b)}, nil
+}
+
+// filesOf is by what a volume with this payload, and nothing else, is on record.
+func filesOf(payload []byte) imprint.Digest {
+	return imprint.DigestOfFiles(map[string][]byte{PayloadName: payload})
 }

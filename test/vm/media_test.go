@@ -16,9 +16,9 @@ import (
 	"imprint/internal/platform/qemu"
 )
 
-// The kernel mounts every volume that imprint writes, and the agent enrols with
-// the payload on it: each is a disk of its own in one boot. The first disk is a
-// volume of imprint's that is for others.
+// The agent enrols with the payload on every volume that imprint writes, and overwrites
+// it, unless it is a CD image: each is a disk of its own in one boot. The first disk is
+// a volume of imprint's that is for others.
 func TestBirthFromMedia(t *testing.T) {
 	needQEMU(t)
 	img := image(t, script(t, "volumes.sh"), "virtio_net", "isofs", "vfat", "nls_cp437", "nls_ascii")
@@ -56,10 +56,81 @@ func TestBirthFromMedia(t *testing.T) {
 		expectByToken(t, s.describe(name))
 		expectConsole(t, console, "guest: machine        "+name)
 	}
-	for i, after := range digests(t, disks) {
-		if after != before[i] {
-			t.Errorf("%s was written to", filepath.Base(disks[i].Path))
+	for i, disk := range disks {
+		name := strings.SplitN(filepath.Base(disk.Path), ".", 2)[0]
+		if disk.Path == own.Path {
+			name = "part-1"
 		}
+		wantsBlank := machines[name] != nil && machines[name][0] != "iso" || name == "part-1"
+		changed := sumOf(t, disk.Path) != before[i]
+		if changed != wantsBlank {
+			t.Errorf("%s was written to: %t", filepath.Base(disk.Path), changed)
+		}
+		if name == "other-1" {
+			continue
+		}
+		state, detail := imprint.MediumLeft, "it is a CD image, which the machine does not write to"
+		if wantsBlank {
+			state, detail = imprint.MediumTaken, "overwritten with zeros by the machine, and read back: vd"
+		}
+		if m := s.describe(name).Instance.Media; len(m) != 1 || m[0].State != state || !strings.Contains(m[0].Detail, detail) {
+			t.Errorf("%s: on record %+v", name, m)
+		}
+	}
+}
+
+// The machine overwrites the partition of its own disk on which its payload was: nothing
+// else of the disk, and not while it is mounted, which stays to be seen until it is done.
+func TestMachineBlanksItsPartition(t *testing.T) {
+	needQEMU(t)
+	img := image(t, script(t, "ownvolume.sh"), "virtio_net", "vfat", "nls_cp437", "nls_ascii")
+	s := newServer(t, "--check-in", freeAddress(t))
+	id := s.create("name: web-1\ndnsNames: [web-1.lab.internal]\nchannels: [est]\n")
+	s.create("name: other-1\n")
+	disk := filepath.Join(t.TempDir(), "disk.raw")
+	s.imprint(nil, "media", "other-1", "--dialect", "nocloud", "--carrier", "fat-gpt", "--out", disk)
+	if err := os.Truncate(disk, 40<<20); err != nil {
+		t.Fatal(err)
+	}
+	s.imprint(nil, "media", "web-1", "--dialect", "native", "--partition", disk)
+	before := read(t, disk)
+	at := strings.Index(before, "\xeb\x3c\x90IMPRINT ")
+	at += 512 + strings.Index(before[at+512:], "\xeb\x3c\x90IMPRINT ") // the second file system
+	const size = 16 << 20
+	if at%(1<<20) != 0 || !strings.Contains(before[at:at+size], `"token":`) {
+		t.Fatalf("the partition is not at %d", at)
+	}
+
+	m := enrolling(s, id, img)
+	m.Disks, m.NICs = []qemu.Disk{{Path: disk, Writable: true}}, []qemu.NIC{{Open: true}}
+	console := boot(t, m, 60*time.Second).poweredOff()
+	expectConsole(t, console, "guest: mounted ended with status 0", "guest: unmounted ended with status 0", "guest: blank ended with status 0",
+		"the volume that the payload was on stays: take away vda2: it is in use: it is mounted at /mnt", "no payload; going on as web-1")
+	if strings.Contains(console, "guest: left the mount point") {
+		t.Error("the agent left its mount point")
+	}
+	after := read(t, disk)
+	if strings.Trim(after[at:at+size], "\x00") != "" {
+		t.Error("something is left on the partition")
+	}
+	if after[:at] != before[:at] || after[at+size:] != before[at+size:] {
+		t.Error("something else of the disk was written to")
+	}
+
+	d := s.describe("web-1")
+	expectByToken(t, d)
+	const how = "overwritten with zeros by the machine, and read back: vda2"
+	if on := d.Instance.Media; len(on) != 1 || on[0].State != imprint.MediumTaken || on[0].Detail != how || on[0].Carrier != "partition" {
+		t.Errorf("on record: %+v", on)
+	}
+	expectMedium(t, s, "web-1", imprint.EventLeft, "why", "take away vda2: it is in use: it is mounted at /mnt")
+	expectMedium(t, s, "web-1", imprint.EventTaken, "how", how)
+	if text := s.imprint(nil, "describe", "web-1"); strings.Contains(text, "Media") {
+		t.Errorf("a medium that is gone is shown:\n%s", text)
+	}
+	s.imprint(nil, "media", "remove-partition", disk, "--label", "IMPRINT")
+	if out := s.imprint(nil, "media", "web-1", "--dialect", "openstack", "--partition", disk); !strings.Contains(out, "written to partition 2") {
+		t.Errorf("the room is not free again: %s", out)
 	}
 }
 

@@ -128,9 +128,14 @@ func digests(t *testing.T, disks []qemu.Disk) []string {
 		if err != nil || len(bytes.Trim(b, "\x00")) == 0 {
 			t.Fatalf("%s has nothing on it: %v", d.Path, err)
 		}
-		list = append(list, fmt.Sprintf("%x", sha256.Sum256(b)))
+		list = append(list, sumOf(t, d.Path))
 	}
 	return list
+}
+
+func sumOf(t *testing.T, path string) string {
+	t.Helper()
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(read(t, path))))
 }
 
 // freeAddress returns an address on the loopback interface where nobody listens.

@@ -91,12 +91,18 @@ func (w *wine) enrolsOverCOM2(t *testing.T) {
 	}
 }
 
-// findsAVolume: a drive with the right label has the payload.
+// findsAVolume: a drive with the right label has the payload. That it stays there is on
+// record, with the reason.
 func (w *wine) findsAVolume(t *testing.T) {
 	s := newCheckIn(t, thisHost)
 	s.create("name: win-2\ndnsNames: [win-2.lab.internal]\n")
 	drive := t.TempDir()
-	s.imprint(nil, "payload", "win-2", "--out", filepath.Join(drive, "payload.json"))
+	medium := filepath.Join(t.TempDir(), "medium")
+	s.imprint(nil, "media", "win-2", "--dialect", "native", "--carrier", "fat-mbr", "--out", medium)
+	payload := s.imprint(nil, "media", "inspect", medium, "--print", "payload.json")
+	if err := os.WriteFile(filepath.Join(drive, "payload.json"), []byte(payload), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(filepath.Join(drive, ".windows-label"), []byte("imprint\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -106,6 +112,7 @@ func (w *wine) findsAVolume(t *testing.T) {
 	}
 	expectConsole(t, w.agent(t, "run", "--once", "--wait", "10s"), "volume IMPRINT: found a payload of")
 	expectByToken(t, s.describe("win-2"))
+	expectMedium(t, s, "win-2", imprint.EventLeft, "why", "take away volume IMPRINT: on Windows the agent overwrites no volume")
 }
 
 // wine is a Windows of its own, as far as Wine goes.
