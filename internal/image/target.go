@@ -3,8 +3,13 @@ package image
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"imprint"
 	"imprint/internal/disk"
@@ -16,8 +21,9 @@ type target struct {
 	path string
 	size int64 // of the image
 
-	blank bool         // all of the disk reads as zeros, but for what was written
-	data  atomic.Int64 // bytes written
+	direct *os.File     // the disk again, past the page cache; nil where that cannot be
+	blank  bool         // all of the disk reads as zeros, but for what was written
+	data   atomic.Int64 // bytes written
 
 	mu   sync.Mutex
 	ends []write // of the image's beginning and end, for later; guarded by mu
@@ -29,10 +35,31 @@ type write struct {
 	b  []byte
 }
 
+// alignment is what direct writes need of place, length and memory, on any disk.
+const alignment = 4096
+
+// newTarget returns the disk that an image of size bytes is to be written to. Close
+// has to be called.
+func newTarget(d *disk.File, size int64) *target {
+	t := &target{d: d, path: d.Name(), size: size}
+	// The page cache would only be filled with what nobody reads soon, and written back
+	// in one go at the end.
+	if f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", d.Fd()), os.O_WRONLY|unix.O_DIRECT, 0); err == nil {
+		t.direct = f
+	}
+	return t
+}
+
+func (t *target) Close() {
+	if t.direct != nil {
+		t.direct.Close()
+	}
+}
+
 // begin takes away what is on the disk: all of it at once where that can be done by
 // discarding, and else the beginning and the end, so that nothing is found there.
-func (t *target) begin(ctx context.Context) error {
-	t.blank = true
+func (t *target) begin(ctx context.Context, discard bool) error {
+	t.blank = discard
 	for at := int64(0); at < t.d.Size() && t.blank; at += stride {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -85,9 +112,15 @@ func (t *target) hold(b []byte, at int64) {
 }
 
 func (t *target) write(b []byte, at int64) error {
-	n, err := t.d.WriteAt(b, at)
-	t.data.Add(int64(n))
-	if err != nil {
+	t.data.Add(int64(len(b)))
+	if t.direct != nil && at%alignment == 0 && uintptr(unsafe.Pointer(unsafe.SliceData(b)))%alignment == 0 {
+		n := len(b) / alignment * alignment
+		if _, err := t.direct.WriteAt(b[:n], at); err != nil {
+			return t.failed(err)
+		}
+		b, at = b[n:], at+int64(n)
+	}
+	if _, err := t.d.WriteAt(b, at); err != nil {
 		return t.failed(err)
 	}
 	return nil

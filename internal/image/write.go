@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -33,6 +34,9 @@ const (
 type WriteOptions struct {
 	// Verify reads the disk back and compares it with the image.
 	Verify bool
+	// Allocate overwrites what is to be zeros with zeros, rather than giving its space
+	// back.
+	Allocate bool
 	// Progress is called now and then, by one goroutine at a time: stage is "write" or
 	// "verify", done and total are bytes of the virtual disk.
 	Progress func(stage string, done, total int64)
@@ -67,9 +71,10 @@ func (s *Source) Write(ctx context.Context, d *disk.File, o WriteOptions) (Writt
 	if err != nil {
 		return Written{}, err
 	}
-	t := &target{d: d, path: path, size: size}
+	t := newTarget(d, size)
+	defer t.Close()
 	p := &progress{call: o.Progress, stage: "write", total: size}
-	if err := t.begin(ctx); err != nil {
+	if err := t.begin(ctx, !o.Allocate); err != nil {
 		return Written{}, err
 	}
 	w := Written{Size: size}
@@ -315,12 +320,19 @@ func (p *pool) get(ctx context.Context) ([]byte, error) {
 	select {
 	case b := <-p.free:
 		if b == nil {
-			b = make([]byte, chunk)
+			b = aligned(chunk)
 		}
 		return b[:chunk], nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// aligned returns n bytes that may be written directly.
+func aligned(n int) []byte {
+	b := make([]byte, n+alignment)
+	off := int(-uintptr(unsafe.Pointer(unsafe.SliceData(b))) % alignment)
+	return b[off : off+n : off+n]
 }
 
 func (p *pool) put(b []byte) { p.free <- b[:cap(b)] }

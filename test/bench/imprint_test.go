@@ -28,6 +28,7 @@ import (
 	"imprint"
 	"imprint/api"
 	"imprint/internal/daemon"
+	"imprint/internal/image/reader"
 )
 
 // In the environment these make this test program a server of imprint on that
@@ -39,6 +40,9 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if reader.IsMain(os.Args[1:]) { // a sandbox
+		os.Exit(reader.Main(os.Args[1:]))
+	}
 	if dir := os.Getenv(serverDir); dir != "" {
 		if err := serve(dir, os.Getenv(serverAddress), os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -53,7 +53,7 @@ func metadataGuest(i int) *imprint.Instance {
 		ID: imprint.InstanceID(fmt.Sprintf("6b1c2f0e-4a57-4d6e-9d0a-%012x", i)), Generation: 1,
 		Spec: imprint.Spec{
 			Name: imprint.InstanceName(name), Tenant: imprint.DefaultTenant, DNSNames: []string{name + ".example.org"},
-			SSHKeys: []string{metadataKey}, UserData: "#cloud-config\n" + strings.Repeat("# what the machine is for\n", 40), Image: "debian-12",
+			SSHKeys: []string{metadataKey}, UserData: "#cloud-config\n" + strings.Repeat("# what the machine is for\n", 40), Image: &imprint.Image{Source: "file:/debian-12"},
 		},
 		Enrolment: imprint.Enrolment{State: imprint.Reserved},
 	}
