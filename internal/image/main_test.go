@@ -14,5 +14,8 @@ func TestMain(m *testing.M) {
 	if reader.IsMain(os.Args[1:]) {
 		os.Exit(reader.Main(os.Args[1:]))
 	}
+	if len(os.Args) == 4 && os.Args[1] == childWrite {
+		halfWay(os.Args[2], os.Args[3])
+	}
 	goleak.VerifyTestMain(m)
 }

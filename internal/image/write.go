@@ -356,6 +356,7 @@ func (p *progress) add(n int64) {
 		p.mu.Lock()
 	}
 	defer p.mu.Unlock()
+	done = p.done.Load() // never less than what was told before
 	if now := time.Now(); done >= p.total || now.Sub(p.last) >= often {
 		p.last = now
 		p.call(p.stage, done, p.total)

@@ -66,7 +66,7 @@ func unpacked(how Compression, r io.ReaderAt, file, limit int64, yield func([]by
 			return 0, damaged("%v", err)
 		}
 		if size == 0 {
-			if f, err := Recognize(b[:n]); err != nil || f.Name != Raw {
+			if f, err := Recognize(b[:n]); err != nil || f != (Format{Name: Raw}) {
 				return 0, errors.Join(fmt.Errorf("it is a %s file around %s; only a raw image may be inside", how, f), err)
 			}
 		}

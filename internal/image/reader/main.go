@@ -94,6 +94,12 @@ func serve(out *Encoder, task Task, r io.ReaderAt, file, size int64) error {
 	switch {
 	case err != nil:
 		return err
+	case task == Measure && im.Size() <= size:
+		// What is missing in the file is to be found before anything is written.
+		if err := im.extents(func(extent) error { return nil }); err != nil {
+			return err
+		}
+		return out.blank(im.Size())
 	case task == Measure:
 		return out.blank(im.Size())
 	case im.Size() != size:
