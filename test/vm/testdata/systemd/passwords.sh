@@ -3,4 +3,5 @@
 for user in alice bob; do
 	echo "guest: before it is enrolled $user has $(getent shadow $user | cut -d: -f2)" >/dev/ttyS0
 done
-printf 'bob:%s\n' "$(cat "$IMPRINT_PARAMS/bob-hash")" | chpasswd --encrypted
+systemd-run --quiet --collect --property=Type=oneshot \
+	sh -c 'printf "bob:%s\n" "$(cat /run/imprint/params/bob-hash)" | chpasswd --encrypted'
