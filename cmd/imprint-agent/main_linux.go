@@ -16,7 +16,7 @@ import (
 func main() {
 	confine.Main()
 	if inside.Is() {
-		inside.Main()
+		inside.Main(inside.Perform)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	code := guest.Command(ctx, os.Args[1:], os.Stdout, os.Stderr)

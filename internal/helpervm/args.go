@@ -101,7 +101,7 @@ func (v *vm) device(kind string) string {
 // as a whole contains.
 func (v *vm) commandLine() string {
 	line := []string{
-		"console=ttyS0", "quiet", "loglevel=4", "panic=-1", "oops=panic", "reboot=t", "rdinit=/init",
+		"console=ttyS0", "quiet", "loglevel=3", "panic=-1", "oops=panic", "reboot=t", "rdinit=/init",
 		"random.trust_cpu=on", "mitigations=off", "no5lvl", "audit=0", "apparmor=0", "cryptomgr.notests",
 		"initcall_blacklist=crypto_kdf108_init", // a self-test that waits
 	}

@@ -1,15 +1,14 @@
 package helpervm
 
 import (
-	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -45,10 +44,23 @@ type process struct {
 	err       error         // how it ended
 }
 
-// content is a file that QEMU reads by path, made where nobody else sees it.
+// content is a file that QEMU reads by a path, under which nobody else sees it.
 type content struct {
-	name  string
-	write func(io.Writer) error
+	name string
+	path string // where everybody may read it; otherwise it is made of data
+	data []byte
+}
+
+// file is what everybody may read, at path or else in memory.
+func file(name, path string) (content, error) {
+	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o004 != 0 {
+		return content{name: name, path: path}, nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return content{}, openError(path, err)
+	}
+	return content{name: name, data: data}, nil
 }
 
 // launch starts QEMU for v, whose kernel and initrd it names, in a cage: as a user
@@ -58,19 +70,18 @@ type content struct {
 //
 // The cage is that of one thread of this program, which starts QEMU and ends with it. So
 // no other program is in between, and should this one be killed the kernel kills QEMU.
-func launch(ctx context.Context, program string, v *vm, files []*os.File, kernel, initrd content) (*process, error) {
+func launch(program string, v *vm, files []*os.File, kernel, initrd content) (*process, error) {
 	p := &process{complaint: &tail{limit: maxComplaint}, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread() // for good: the thread is of no use to others
 		defer close(p.done)
-		cleanup, err := p.start(program, v, files, kernel, initrd)
+		err := p.start(program, v, files, kernel, initrd)
 		started <- err
 		if err != nil {
 			return
 		}
 		p.err = p.cmd.Wait()
-		cleanup()
 	}()
 	if err := <-started; err != nil {
 		<-p.done
@@ -80,7 +91,7 @@ func launch(ctx context.Context, program string, v *vm, files []*os.File, kernel
 }
 
 // start runs on the thread that is the cage.
-func (p *process) start(program string, v *vm, files []*os.File, kernel, initrd content) (cleanup func(), err error) {
+func (p *process) start(program string, v *vm, files []*os.File, kernel, initrd content) error {
 	fault := func(err error) error {
 		var known *imprint.Error
 		if errors.As(err, &known) {
@@ -90,7 +101,7 @@ func (p *process) start(program string, v *vm, files []*os.File, kernel, initrd 
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		return nil, fault(err)
+		return fault(err)
 	}
 	defer null.Close()
 	attr := &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
@@ -99,7 +110,7 @@ func (p *process) start(program string, v *vm, files []*os.File, kernel, initrd 
 	}
 	inside, err := enter(program, v, []content{kernel, initrd})
 	if err != nil {
-		return nil, fault(err)
+		return fault(err)
 	}
 	if inside {
 		v.kernel, v.initrd = "/"+kernel.name, "/"+initrd.name
@@ -109,9 +120,9 @@ func (p *process) start(program string, v *vm, files []*os.File, kernel, initrd 
 			content
 			path *string
 		}{{kernel, &v.kernel}, {initrd, &v.initrd}} {
-			f, err := memory(c.content)
+			f, err := c.content.open()
 			if err != nil {
-				return nil, fault(err)
+				return fault(err)
 			}
 			defer f.Close()
 			*c.path = "/proc/self/fd/" + strconv.Itoa(3+len(files))
@@ -133,10 +144,10 @@ func (p *process) start(program string, v *vm, files []*os.File, kernel, initrd 
 		err = run()
 	}
 	if err != nil {
-		return nil, fault(err)
+		return fault(err)
 	}
 	limit(p.cmd.Process.Pid, v)
-	return func() {}, nil
+	return nil
 }
 
 // credential is the user without rights.
@@ -195,16 +206,28 @@ func enter(program string, v *vm, files []content) (inside bool, err error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return false, os.NewSyscallError("mount", err)
 	}
-	first, _, _ := strings.Cut(strings.TrimPrefix(program, "/"), "/")
-	base := "/run"
-	if first == "run" {
-		base = "/tmp"
+	first := top(program)
+	base, taken := "", []string{first}
+	for _, c := range files {
+		taken = append(taken, top(c.path))
+	}
+	for _, dir := range []string{"run", "tmp", "var", "mnt"} { // any that is there, and covers nothing that is needed
+		if _, err := os.Stat("/" + dir); err == nil && !slices.Contains(taken, dir) {
+			base = "/" + dir
+			break
+		}
 	}
 	if err := unix.Mount("tmpfs", base, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return false, os.NewSyscallError("mount", err)
 	}
 	for _, c := range files {
-		if err := writeNew(filepath.Join(base, c.name), c.write); err != nil {
+		at := filepath.Join(base, c.name)
+		if c.path != "" {
+			err = show(c.path, at)
+		} else {
+			err = os.WriteFile(at, c.data, 0o444)
+		}
+		if err != nil {
 			return false, err
 		}
 	}
@@ -233,16 +256,10 @@ func enter(program string, v *vm, files []content) (inside bool, err error) {
 	return true, os.NewSyscallError("mount", unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, ""))
 }
 
-func writeNew(path string, write func(io.Writer) error) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := write(f); err != nil {
-		return err
-	}
-	return f.Close()
+// top is the first directory of an absolute path.
+func top(path string) string {
+	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	return first
 }
 
 // show makes a file, directory or link of the host seen at another place, for reading.
@@ -291,14 +308,17 @@ func show(from, to string) error {
 	return nil
 }
 
-// memory is a file that exists in memory only, for as long as it is open.
-func memory(c content) (*os.File, error) {
+// open returns the file, which exists in memory only unless it has a path.
+func (c content) open() (*os.File, error) {
+	if c.path != "" {
+		return os.Open(c.path)
+	}
 	fd, err := unix.MemfdCreate(c.name, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
 	f := os.NewFile(uintptr(fd), c.name)
-	if err := c.write(f); err != nil {
+	if _, err := f.Write(c.data); err != nil {
 		f.Close()
 		return nil, err
 	}

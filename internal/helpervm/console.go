@@ -1,7 +1,9 @@
 package helpervm
 
 import (
+	"bytes"
 	"io"
+	"slices"
 	"strings"
 
 	"imprint/internal/job"
@@ -11,23 +13,25 @@ const (
 	// consoleKept is how many bytes of the VM's last words are kept, and consoleShown how
 	// many of its lines an error quotes.
 	consoleKept  = 16 << 10
-	consoleShown = 6
+	consoleShown = 3
 	// maxConsole is how many bytes of the console [Config.Console] gets.
 	maxConsole = 1 << 20
 )
 
 // console takes whatever the VM prints, keeps the end of it in bounded memory, and
-// passes a bounded amount on.
+// passes a bounded amount on, in lines that are cleaned.
 type console struct {
-	ring []byte
-	next int
-	full bool
-	more io.Writer // may be nil
-	left int
+	ring  []byte
+	next  int
+	full  bool
+	more  io.Writer // may be nil
+	left  int
+	line  []byte
+	clean *strings.Replacer
 }
 
-func newConsole(more io.Writer) *console {
-	return &console{ring: make([]byte, consoleKept), more: more, left: maxConsole}
+func newConsole(more io.Writer, clean *strings.Replacer) *console {
+	return &console{ring: make([]byte, consoleKept), more: more, left: maxConsole, clean: clean}
 }
 
 // Write implements [io.Writer] and never fails.
@@ -35,9 +39,7 @@ func (c *console) Write(b []byte) (int, error) {
 	if c.more != nil && c.left > 0 {
 		part := b[:min(len(b), c.left)]
 		c.left -= len(part)
-		if _, err := c.more.Write(part); err != nil {
-			c.left = 0
-		}
+		c.pass(part)
 	}
 	for rest := b; len(rest) > 0; {
 		n := copy(c.ring[c.next:], rest)
@@ -49,17 +51,43 @@ func (c *console) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// last returns the last lines, without what would control a terminal, joined in one.
+func (c *console) pass(b []byte) {
+	c.line = append(c.line, b...)
+	for {
+		end := bytes.IndexByte(c.line, '\n')
+		next := end + 1
+		if end < 0 || end > job.MaxLine {
+			if len(c.line) <= job.MaxLine {
+				return
+			}
+			end, next = job.MaxLine, job.MaxLine
+		}
+		if _, err := io.WriteString(c.more, c.text(c.line[:end])+"\n"); err != nil {
+			c.left = 0
+		}
+		c.line = append(c.line[:0], c.line[next:]...)
+	}
+}
+
+func (c *console) text(line []byte) string {
+	return c.clean.Replace(job.Printable(bytes.TrimRight(line, "\r\n")))
+}
+
+// last returns in one line what the VM printed last or, if its kernel gave up, why:
+// that is not what it prints last.
 func (c *console) last() string {
-	text := string(c.ring[:c.next])
+	text := c.ring[:c.next]
 	if c.full {
-		text = string(c.ring[c.next:]) + text
+		text = slices.Concat(c.ring[c.next:], text)
 	}
 	var lines []string
-	for line := range strings.Lines(text) {
-		if line = strings.TrimSpace(job.Printable([]byte(strings.TrimRight(line, "\r\n")))); line != "" {
+	for line := range bytes.Lines(text) {
+		if line := strings.TrimSpace(c.text(line)); line != "" {
 			lines = append(lines, line)
 		}
+	}
+	if i := slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, "Kernel panic") }); i >= 0 {
+		lines = lines[:i+1]
 	}
 	return strings.Join(lines[max(0, len(lines)-consoleShown):], "; ")
 }

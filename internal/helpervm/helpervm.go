@@ -42,7 +42,8 @@ type Config struct {
 	// Progress and Log get what tasks say, in order, never at once. nil discards.
 	Progress func(job.Progress)
 	Log      func(job.Log)
-	// Console gets a bounded amount of what the VM's kernel prints; nil discards.
+	// Console gets a bounded amount of what the VM's kernel prints, line by line and
+	// without secrets of the job; nil discards.
 	Console io.Writer
 }
 

@@ -5,15 +5,22 @@ import (
 	"sync"
 )
 
+// floodEnough is when a [record] is full.
+const floodEnough = 900 << 10
+
 // record keeps what is written to it.
 type record struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+	mu   sync.Mutex
+	b    bytes.Buffer
+	full func() // called with much of it; may be nil
 }
 
 func (r *record) Write(b []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.full != nil && r.b.Len() > floodEnough {
+		r.full()
+	}
 	return r.b.Write(b)
 }
 

@@ -65,7 +65,7 @@ func Run(ctx context.Context, c Config, j job.Job) (*job.Result, error) {
 	}
 	defer s.release()
 
-	r, err := c.boot(ctx, accel, disks, &j)
+	r, err := c.boot(ctx, accel, disks, &j, s.started)
 	if err != nil {
 		return nil, err
 	}
@@ -102,6 +102,13 @@ func (c *Config) complete() error {
 			return invalid("stream", "%q is no word of lower-case letters", name)
 		}
 	}
+	if c.Cache == "" {
+		if dir, err := os.UserCacheDir(); err == nil {
+			c.Cache = filepath.Join(dir, "imprint")
+		} else if os.Geteuid() == 0 {
+			c.Cache = "/var/cache/imprint"
+		} // else nothing is kept: a directory that everybody can make is no place for a kernel
+	}
 	program, err := exec.LookPath(cmp.Or(c.QEMU, qemu.Program))
 	if err == nil {
 		program, err = filepath.Abs(program)
@@ -135,8 +142,8 @@ func newWire(name string) (wire, error) {
 	return wire{os.NewFile(uintptr(pair[0]), name), os.NewFile(uintptr(pair[1]), name)}, nil
 }
 
-// boot runs the VM to its end.
-func (c *Config) boot(ctx context.Context, accel qemu.Accel, disks []*openDisk, j *job.Job) (*job.Result, error) {
+// boot runs the VM to its end; started learns its process.
+func (c *Config) boot(ctx context.Context, accel qemu.Accel, disks []*openDisk, j *job.Job, started func(pid int)) (*job.Result, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.TimeLimit, errTimeLimit)
 	defer cancel()
 	v := &vm{accel: accel, machine: qemu.Microvm, memory: c.MemoryMiB, cpus: c.CPUs, tsc: qemu.HostTSC(), network: c.Network}
@@ -166,16 +173,19 @@ func (c *Config) boot(ctx context.Context, accel qemu.Accel, disks []*openDisk, 
 	}
 	needs := j.Needs()
 	needs.Programs, needs.Modules = append(needs.Programs, c.Programs...), append(needs.Modules, c.Modules...)
-	kernel := content{"kernel", func(w io.Writer) error { return copyFile(w, c.Kernel.Image) }}
+	kernel, err := c.kernel(accel)
+	if err != nil {
+		return nil, err
+	}
 	image, err := initramfs(c, needs)
 	if err != nil {
 		return nil, err
 	}
-	initrd := content{"initrd", func(w io.Writer) error { _, err := w.Write(image); return err }}
-	p, err := launch(ctx, c.QEMU, v, files, kernel, initrd)
+	p, err := launch(c.QEMU, v, files, kernel, content{name: "initrd", data: image})
 	if err != nil {
 		return nil, err
 	}
+	started(p.cmd.Process.Pid)
 	return c.follow(ctx, p, wires, names, j)
 }
 
@@ -187,14 +197,15 @@ func (c *Config) follow(ctx context.Context, p *process, wires []wire, names []s
 	for _, w := range wires {
 		w.theirs.Close() // so that its end is one here
 	}
-	screen := newConsole(c.Console)
+	clean := scrubber(j.Secrets)
+	screen := newConsole(c.Console, clean)
 	var readers sync.WaitGroup
 	readers.Go(func() { io.Copy(screen, wires[0].ours) })
 	broken := make(chan error, 2*len(names))
 	for i, name := range names {
 		c.Streams[name].pump(&readers, name, wires[2+i].ours, broken)
 	}
-	s := &session{conn: job.NewConn(wires[1].ours), job: j, begin: p.begin, clean: scrubber(j.Secrets), c: c}
+	s := &session{conn: job.NewConn(wires[1].ours), job: j, begin: p.begin, clean: clean, c: c}
 	type answer struct {
 		r   *job.Result
 		err error
@@ -231,7 +242,7 @@ func (c *Config) follow(ctx context.Context, p *process, wires []wire, names []s
 	if a.err == nil {
 		return a.r, nil
 	}
-	return nil, c.verdict(ctx, p, a.err, s.clean.Replace(screen.last()))
+	return nil, c.verdict(ctx, p, a.err, screen.last())
 }
 
 // settle waits a moment for a VM that broke off its connection, to learn how it ended.
@@ -269,15 +280,18 @@ func (c *Config) verdict(ctx context.Context, p *process, err error, last string
 		}
 		return imprint.Errorf(imprint.Internal, "run", operand, "%s without a result%s", how, words)
 	}
-	return imprint.Errorf(imprint.KindOf(err), "run", operand, "%w%s", errors.Unwrap(err), words)
+	e := imprint.Errorf(imprint.KindOf(err), "run", operand, "%w%s", err, words)
+	e.Hint = imprint.HintOf(err)
+	return e
 }
 
-func copyFile(w io.Writer, path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return openError(path, err)
+// kernel is what QEMU boots.
+func (c *Config) kernel(accel qemu.Accel) (content, error) {
+	image := c.Kernel.Image
+	if accel != qemu.KVM { // the processor itself unpacks it in no time
+		if path := unpacked(image, c.Cache); path != "" {
+			image = path
+		}
 	}
-	defer f.Close()
-	_, err = io.Copy(w, f)
-	return err
+	return file("kernel", image)
 }

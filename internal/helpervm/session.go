@@ -54,7 +54,7 @@ func (s *session) run() (*job.Result, error) {
 	}
 	booted := time.Since(s.begin)
 	if m.Hello.Version != job.Version {
-		return nil, imprint.Errorf(imprint.Invalid, "run", "helper VM", "its agent speaks version %d, this program %d", m.Hello.Version, job.Version).
+		return nil, imprint.Errorf(imprint.Invalid, "greet", "its agent", "it speaks version %d, this program %d", m.Hello.Version, job.Version).
 			WithHint("install imprint and imprint-agent of one release")
 	}
 	if err := job.SendJob(s.conn, s.job); err != nil {
@@ -76,11 +76,11 @@ func (s *session) run() (*job.Result, error) {
 			return nil, violation("it sent what only the host sends")
 		}
 	}
-	return nil, imprint.Errorf(imprint.Exhausted, "run", "helper VM", "it sent more than %d messages", maxMessages)
+	return nil, imprint.Errorf(imprint.Exhausted, "hear", "its agent", "it sent more than %d messages", maxMessages)
 }
 
 func violation(format string, args ...any) error {
-	return imprint.Errorf(imprint.Invalid, "run", "helper VM", format, args...)
+	return imprint.Errorf(imprint.Invalid, "hear", "its agent", format, args...)
 }
 
 func (s *session) log(l *job.Log) {

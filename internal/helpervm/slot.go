@@ -1,6 +1,7 @@
 package helpervm
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,13 +19,14 @@ import (
 // MaxRunning is how many helper VMs run at once on a host, whoever starts them.
 const MaxRunning = 16
 
-// maxSlotRecord bounds what is read of a slot, in bytes.
-const maxSlotRecord = 4 << 10
+// maxSlotRecord is the size of a slot's file in bytes.
+const maxSlotRecord = 1 << 10
 
 // VM is a helper VM that runs.
 type VM struct {
 	Instance  string    `json:"instance,omitempty"` // for whom
 	PID       int       `json:"pid"`                // of the program that started it
+	QEMU      int       `json:"qemu,omitempty"`     // of the VM itself, once it runs
 	Since     time.Time `json:"since"`
 	MemoryMiB int       `json:"memoryMiB"`
 	CPUs      int       `json:"cpus"`
@@ -44,7 +46,10 @@ func RunDir() string {
 
 // A slot is a file that is locked for as long as a VM runs. The kernel lets go of it
 // however the program ends that has it, and another VM takes the same file.
-type slot struct{ f *os.File }
+type slot struct {
+	f  *os.File
+	vm VM
+}
 
 // takeSlot fails with kind [imprint.Exhausted] if there is none.
 func takeSlot(dir string, v VM) (*slot, error) {
@@ -60,18 +65,12 @@ func takeSlot(dir string, v VM) (*slot, error) {
 			f.Close()
 			continue
 		}
-		b, err := json.Marshal(v)
-		if err == nil {
-			err = f.Truncate(0)
-		}
-		if err == nil {
-			_, err = f.WriteAt(b, 0)
-		}
-		if err != nil {
+		s := &slot{f, v}
+		if err := s.write(); err != nil {
 			f.Close()
 			return nil, openError(f.Name(), err)
 		}
-		return &slot{f}, nil
+		return s, nil
 	}
 	var whose []string
 	list, _ := Running(dir)
@@ -80,6 +79,21 @@ func takeSlot(dir string, v VM) (*slot, error) {
 	}
 	return nil, imprint.Errorf(imprint.Exhausted, "start", "helper VM", "%d run on this host already, for %s", len(list), strings.Join(whose, ", ")).
 		WithHint("try again when one has ended")
+}
+
+// started notes the VM's process.
+func (s *slot) started(pid int) {
+	s.vm.QEMU = pid
+	s.write() // the lock is what counts
+}
+
+// write writes the record at once and in one length, so that nobody reads half of it.
+func (s *slot) write() error {
+	b, err := json.Marshal(s.vm)
+	if err == nil {
+		_, err = s.f.WriteAt(append(b, bytes.Repeat([]byte{' '}, max(0, maxSlotRecord-len(b)))...), 0)
+	}
+	return err
 }
 
 func (s *slot) release() {

@@ -18,6 +18,7 @@ const progressInterval = 100 * time.Millisecond
 
 // machine is what the tasks of a job share.
 type machine struct {
+	perform    performer
 	conn       *job.Conn
 	secrets    map[string]imprint.Secret
 	roots      map[int]*repair.System // mounted, by the disk's index

@@ -27,9 +27,10 @@ func Is() bool {
 	return err == nil
 }
 
-// Main does the job and powers the machine off. It does not return.
-func Main() {
-	err := serve(context.Background())
+// Main does the job, whose tasks perform runs, and powers the machine off. It does
+// not return.
+func Main(perform func(context.Context, *Env, *job.Task, *job.Outcome) error) {
+	err := serve(context.Background(), perform)
 	// The host does not take this for an answer; it quotes it if there is none.
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "imprint-agent: %v\n", err)
@@ -40,8 +41,10 @@ func Main() {
 	select {}
 }
 
+type performer = func(context.Context, *Env, *job.Task, *job.Outcome) error
+
 // serve does one job. The result has left the machine when it returns nil.
-func serve(ctx context.Context) error {
+func serve(ctx context.Context, perform performer) error {
 	if err := prepare(); err != nil {
 		return err
 	}
@@ -58,7 +61,7 @@ func serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	result := work(ctx, conn, j)
+	result := work(ctx, conn, j, perform)
 	if err := conn.Send(&job.Message{Result: result}); err != nil {
 		return err
 	}
@@ -68,9 +71,9 @@ func serve(ctx context.Context) error {
 }
 
 // work runs the tasks, and leaves nothing mounted or unwritten.
-func work(ctx context.Context, conn *job.Conn, j *job.Job) *job.Result {
+func work(ctx context.Context, conn *job.Conn, j *job.Job, perform performer) *job.Result {
 	r := &job.Result{Nonce: j.Nonce}
-	m := &machine{conn: conn, secrets: j.Secrets, roots: map[int]*repair.System{}, partitions: j.Roots, streams: map[string]bool{}}
+	m := &machine{perform: perform, conn: conn, secrets: j.Secrets, roots: map[int]*repair.System{}, partitions: j.Roots, streams: map[string]bool{}}
 	var err error
 	for i := range j.Tasks {
 		t := &j.Tasks[i]
@@ -103,13 +106,13 @@ func (m *machine) run(ctx context.Context, t *job.Task, o *job.Outcome) (err err
 			err = imprint.Errorf(imprint.Exhausted, "run", t.String(), "it was not done within %v", t.TimeLimit)
 		}
 	}()
-	return (&Env{machine: m, task: t.String()}).perform(ctx, t, o)
+	return m.perform(ctx, &Env{machine: m, task: t.String()}, t, o)
 }
 
 var errTimeLimit = errors.New("time is up")
 
-// perform runs a task of its kind and fills in what came of it.
-func (e *Env) perform(ctx context.Context, t *job.Task, o *job.Outcome) (err error) {
+// Perform runs a task of its kind and fills in what came of it.
+func Perform(ctx context.Context, e *Env, t *job.Task, o *job.Outcome) (err error) {
 	switch {
 	case t.Unpack != nil:
 		o.Unpack, err = e.unpack(ctx, t.Unpack)

@@ -150,12 +150,16 @@ func decode(body []byte) (*Message, error) {
 // Printable is text as it may be shown on a terminal and sent in a message: what
 // controls one, and what is no UTF-8, is replaced.
 func Printable(b []byte) string {
+	b = bytes.TrimSuffix(b, []byte{'\r'})
+	if !bytes.ContainsFunc(b, func(r rune) bool { return (r < ' ' && r != '\t') || r >= 0x7f }) { // as nearly all is
+		return string(b)
+	}
 	return strings.Map(func(r rune) rune {
 		if r == '\t' || unicode.IsPrint(r) {
 			return r
 		}
 		return unicode.ReplacementChar
-	}, string(bytes.ToValidUTF8(bytes.TrimSuffix(b, []byte{'\r'}), []byte("\uFFFD"))))
+	}, string(bytes.ToValidUTF8(b, []byte("\uFFFD"))))
 }
 
 // SendJob sends a job and its secrets.
