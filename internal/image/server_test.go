@@ -171,10 +171,10 @@ func TestChangedBetweenRanges(t *testing.T) {
 		},
 		"server begins elsewhere": func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("Range") != "" {
-				w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", mib-1, 2*mib-1, 2*mib))
+				w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", mib+1, 2*mib-1, 2*mib))
 				w.Header().Set("ETag", etag(old))
 				w.WriteHeader(http.StatusPartialContent)
-				w.Write(now[mib-1:])
+				w.Write(now[mib+1:])
 				panic(http.ErrAbortHandler)
 			}
 		},
