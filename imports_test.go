@@ -50,6 +50,7 @@ var imports = []struct {
 	{"internal/dhcp", "imprint", "github.com/insomniacslk/dhcp golang.org/x/time"},
 	{"internal/media", "imprint internal/dialect", ""},
 	{"internal/disk", "imprint", "golang.org/x/sys"},
+	{"internal/varstore", "imprint", ""},
 	{"internal/personalize", "imprint", "golang.org/x/sys"},
 	{"internal/unpack", "imprint", "github.com/klauspost/compress github.com/therootcompany/xz golang.org/x/sys"},
 	{"internal/image", "imprint internal/disk internal/durable internal/image/reader internal/image/sandbox", "aead.dev/minisign github.com/ProtonMail/go-crypto golang.org/x/sync golang.org/x/sys"},
