@@ -37,6 +37,13 @@ type Kernel struct {
 // in a container, the newest that is. It fails with kind [imprint.NotFound].
 func FindKernel() (Kernel, error) { return findKernel("/", release()) }
 
+// KernelAt returns the kernel whose image is at path, with its modules below the directory
+// beside the one that has the image, as a Linux system has them.
+func KernelAt(path string) Kernel {
+	abi := strings.TrimPrefix(filepath.Base(path), "vmlinuz-")
+	return Kernel{path, filepath.Join(filepath.Dir(filepath.Dir(path)), "lib", "modules", abi)}
+}
+
 // release is that of the running kernel.
 func release() string {
 	var name unix.Utsname

@@ -22,6 +22,10 @@ const devicePatience = 10 * time.Second
 
 // prepare makes a Linux of what the kernel left: the kernel's file systems and its drivers.
 func prepare() error {
+	// Linux gives PID 1 no PATH, by which tasks find the host's programs.
+	if err := os.Setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"); err != nil {
+		return err
+	}
 	for _, m := range []struct {
 		kind, at string
 		flags    uintptr

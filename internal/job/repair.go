@@ -19,7 +19,8 @@ type Repair struct {
 	Drivers []string `json:"drivers,omitempty"`
 	// RebuildInitramfs rebuilds the initramfs even if there are no Drivers.
 	RebuildInitramfs bool `json:"rebuildInitramfs,omitempty"`
-	// EFIFallback puts a boot loader where firmware without boot entries looks for it.
+	// EFIFallback puts a boot loader where firmware without boot entries looks for it. That
+	// the disk has no EFI system partition, or no loader, is a warning; the result has no Loader then.
 	EFIFallback bool `json:"efiFallback,omitempty"`
 	// Windows is what only a Windows system gets.
 	Windows *Windows `json:"windows,omitempty"`

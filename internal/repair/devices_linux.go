@@ -121,6 +121,13 @@ func (v *Volume) mountAt(env Env, dir *os.File, subvolume string, readOnly bool)
 			return err
 		}
 	}
+	if v.Type == FAT { // its character sets are modules of their own, which Linux asks user space for
+		for _, name := range []string{"nls_cp437", "nls_ascii", "nls_iso8859-1"} {
+			if err := env.Modprobe(name); err != nil && imprint.KindOf(err) != imprint.NotFound {
+				return err // one that is not there is built in, or not this kernel's default
+			}
+		}
+	}
 	var data []string
 	flags := uintptr(unix.MS_NODEV | unix.MS_NOSUID)
 	if readOnly {

@@ -60,7 +60,7 @@ func Fix(ctx context.Context, env Env, guest Guest, path string, task *job.Repai
 	if err = errors.Join(err, f.sys.Unmount()); err != nil || task.DryRun {
 		return &f.done, err
 	}
-	f.done.Did = nil
+	f.done.Did, f.done.Warnings = nil, nil
 	if err := f.grow(); err != nil {
 		return nil, err
 	}
@@ -127,12 +127,12 @@ func (f *fixing) plan() error {
 		for _, name := range wrote {
 			f.did("%s is placed on the EFI system partition", name)
 		}
-		return err
+		return f.noLoader(err)
 	})
 }
 
-// withESP calls use with the EFI system partition. Without one nothing is called, and
-// that is an error if it is needed.
+// withESP calls use with the EFI system partition. Without one nothing is called, which
+// is a warning if it is needed.
 func (f *fixing) withESP(needed bool, use func(*tree, *Volume) error) error {
 	for _, m := range f.sys.mounted {
 		if m.volume.Type != FAT {
@@ -157,8 +157,7 @@ func (f *fixing) withESP(needed bool, use func(*tree, *Volume) error) error {
 		}
 	}
 	if needed {
-		return imprint.Errorf(imprint.NotFound, "find", "EFI system partition", "no FAT filesystem of the disk has a directory EFI").
-			WithHint("the image starts by BIOS only: start the machine so, or leave --efi-fallback out")
+		f.warn("the disk has no EFI system partition: it starts by BIOS only")
 	}
 	return nil
 }
@@ -263,7 +262,7 @@ func (f *fixing) change() error {
 		for _, name := range wrote {
 			f.did("%s was placed on the EFI system partition", name)
 		}
-		return err
+		return f.noLoader(err)
 	})
 }
 
@@ -296,6 +295,15 @@ func (f *fixing) growFilesystem() error {
 		f.did("the filesystem on %s grew by %d MiB", v, by>>20)
 	}
 	return nil
+}
+
+// noLoader lets an EFI system partition that is empty be a warning, as one that is not there is.
+func (f *fixing) noLoader(err error) error {
+	if imprint.KindOf(err) == imprint.NotFound {
+		f.warn("%v: %s", err, imprint.HintOf(err))
+		return nil
+	}
+	return err
 }
 
 func with(drivers []string) string {
