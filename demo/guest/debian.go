@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	_ "embed"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -118,14 +119,17 @@ func (d debian) image(ctx context.Context, cache string, k Kernel) (image string
 	return image, os.Rename(fresh, image)
 }
 
-// install makes the system below root.
-func (d debian) install(ctx context.Context, root string, k Kernel) error {
-	if err := command(ctx, "mmdebstrap", "--quiet", "--variant=minbase", "--include="+strings.Join(d.packages, ","), d.suite, root); err != nil {
+// install makes the system below root; more are arguments of mmdebstrap.
+func (d debian) install(ctx context.Context, root string, k Kernel, more ...string) error {
+	args := append([]string{"--quiet", "--variant=minbase", "--include=" + strings.Join(d.packages, ",")}, more...)
+	if err := command(ctx, "mmdebstrap", append(args, d.suite, root)...); err != nil {
 		return err
 	}
-	modules := filepath.Join("lib", "modules", k.ABI)
-	if err := os.CopyFS(filepath.Join(root, "usr", modules), os.DirFS(filepath.Join(k.Root, modules))); err != nil {
-		return err
+	if k.ABI != "" { // else it has a kernel of its own
+		modules := filepath.Join("lib", "modules", k.ABI)
+		if err := os.CopyFS(filepath.Join(root, "usr", modules), os.DirFS(filepath.Join(k.Root, modules))); err != nil {
+			return err
+		}
 	}
 	for _, unit := range d.masked {
 		if err := os.Symlink("/dev/null", filepath.Join(root, "etc/systemd/system", unit)); err != nil {
@@ -139,7 +143,7 @@ func (d debian) install(ctx context.Context, root string, k Kernel) error {
 	}
 	for name, content := range d.files {
 		path := filepath.Join(root, name)
-		if err := os.RemoveAll(path); err != nil {
+		if err := errors.Join(os.RemoveAll(path), os.MkdirAll(filepath.Dir(path), 0o755)); err != nil {
 			return err
 		}
 		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
