@@ -63,19 +63,29 @@ func initramfs(c *Config, needs job.Needs) ([]byte, error) {
 	return image.Bytes(), a.Close()
 }
 
+// FindAgent returns the path of the imprint-agent that is beside this program, or in
+// PATH. It fails with kind [imprint.NotFound].
+func FindAgent() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(filepath.Dir(self), AgentProgram)
+	if _, err := os.Stat(path); err != nil {
+		if path, err = exec.LookPath(AgentProgram); err != nil {
+			return "", imprint.Errorf(imprint.NotFound, "find", AgentProgram, "it is neither beside %s nor in PATH", self).
+				WithHint("install it there, or build it: make build")
+		}
+	}
+	return path, nil
+}
+
 // findAgent returns the agent, which has to be static.
 func findAgent(path string) ([]byte, error) {
 	if path == "" {
-		self, err := os.Executable()
-		if err != nil {
+		var err error
+		if path, err = FindAgent(); err != nil {
 			return nil, err
-		}
-		path = filepath.Join(filepath.Dir(self), AgentProgram)
-		if _, err := os.Stat(path); err != nil {
-			if path, err = exec.LookPath(AgentProgram); err != nil {
-				return nil, imprint.Errorf(imprint.NotFound, "find", AgentProgram, "it is neither beside %s nor in PATH", self).
-					WithHint("install it there, or build it: make build")
-			}
 		}
 	}
 	b, err := readProgram(path)

@@ -3,6 +3,7 @@ package inside
 import (
 	"context"
 	"os"
+	"strings"
 
 	"imprint"
 	"imprint/internal/job"
@@ -28,6 +29,16 @@ func (e *Env) unpack(ctx context.Context, t *job.Unpack) (*job.Unpacked, error) 
 		return nil, imprint.Errorf(imprint.Internal, "open", "the root directory", "%w", err)
 	}
 	defer root.Close()
+	if t.Unless != "" {
+		r, err := os.OpenRoot(dir)
+		if err != nil {
+			return nil, imprint.Errorf(imprint.Internal, "open", "the root directory", "%w", err)
+		}
+		defer r.Close()
+		if _, err := r.Stat(strings.TrimPrefix(t.Unless, "/")); err == nil {
+			return &job.Unpacked{Had: true}, nil
+		}
+	}
 	limits := unpack.DefaultLimits()
 	if t.MaxSize > 0 {
 		limits.Size = t.MaxSize

@@ -15,6 +15,9 @@ type Unpack struct {
 	Devices bool `json:"devices,omitempty"`
 	// KeepDirectories leaves directories that are there their owner and mode.
 	KeepDirectories bool `json:"keepDirectories,omitempty"`
+	// Unless is a path in the guest, of which its presence means that the package is not
+	// needed: then nothing is unpacked. "" is none.
+	Unless string `json:"unless,omitempty"`
 	// MaxSize and MaxEntries bound the package when it is uncompressed; 0 is the default.
 	MaxSize    int64 `json:"maxSize,omitempty"`
 	MaxEntries int   `json:"maxEntries,omitempty"`
@@ -29,6 +32,8 @@ type Unpacked struct {
 	Bytes   int64 `json:"bytes"` // of the files' contents
 	// Changed says that writing had begun: if the task failed, nobody may boot from the disk.
 	Changed bool `json:"changed,omitempty"`
+	// Had says that the guest had what makes the package unnecessary.
+	Had bool `json:"had,omitempty"`
 	// Directories are those of the image that got another owner or mode, up to a few.
 	Directories []string `json:"directories,omitempty"`
 }
