@@ -187,6 +187,16 @@ func (s *Source) judge(h *hashes) (imprint.Digest, error) {
 	return h.digest(), nil
 }
 
+// File returns the image's file, for who reads it otherwise than [Source.Write] does. It
+// is the caller's, and is open when the source is closed.
+func (s *Source) File() (*os.File, error) {
+	fd, err := unix.FcntlInt(s.f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fileError("open", s.Origin, err)
+	}
+	return os.NewFile(uintptr(fd), s.f.Name()), nil
+}
+
 // Close lets go of the file.
 func (s *Source) Close() error { return s.f.Close() }
 
