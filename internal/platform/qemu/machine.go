@@ -71,8 +71,11 @@ type Machine struct {
 	MemoryMiB int    // 0 is 512
 
 	Kernel string // a Linux kernel image, booted directly; "" has firmware boot the machine
-	Initrd string // "" is none
-	Append string // the kernel's command line
+	// Firmware is a file with the machine's firmware, as from [UEFI]; "" is QEMU's own,
+	// which is a BIOS. Its variables are as they are in the file at every start.
+	Firmware string
+	Initrd   string // "" is none
+	Append   string // the kernel's command line
 	// TSCKHz is the host's time-stamp counter rate, as from [HostTSC]. A microvm
 	// needs it: with neither HPET nor ACPI timer its kernel calibrates against the
 	// PIT, which under emulation fails at random and then hangs for ever.
@@ -169,6 +172,9 @@ func (m *Machine) Args() ([]string, error) {
 	a.add("-m", strconv.Itoa(m.memory()))
 	if m.Kernel != "" {
 		a.add("-kernel", m.Kernel)
+	}
+	if m.Firmware != "" {
+		a.add("-bios", m.Firmware)
 	}
 	if m.Initrd != "" {
 		a.add("-initrd", m.Initrd)
@@ -332,6 +338,9 @@ func (m *Machine) check() error {
 	case m.System != "" && m.Product+m.Serial+m.UUID != "":
 		return imprint.Errorf(imprint.Invalid, "describe", "SMBIOS", "the file %s says already what the system is", m.System).
 			WithHint("leave product, serial number and UUID out, or the file")
+	case m.Type == Microvm && m.Firmware != "":
+		return imprint.Errorf(imprint.Invalid, "describe", "firmware", "a microvm has its own").
+			WithHint("use machine type q35 or pc")
 	case m.Console.Kind == ConsoleFile && m.Console.Path == "":
 		return invalid("console", "no file is given")
 	case !slices.Contains([]ConsoleKind{ConsoleNone, ConsoleStdio, ConsoleFile, ConsolePTY}, m.Console.Kind):
