@@ -54,8 +54,14 @@ func installation(i *imprint.Instance, r imprint.Installation, now time.Time) (i
 	}
 	r.At = now
 	i.Installation = &r
-	events := []imprint.Event{event(imprint.EventInstall, "", "step", string(r.Step), "id", string(r.ID),
-		"host", r.Host, "disk", r.Disk, "image", r.Image, "digest", string(r.Digest), "detail", r.Detail, "by", r.By)}
+	pairs := []string{"step", string(r.Step), "detail", r.Detail, "by", r.By}
+	switch r.Step { // what holds for all of it is said once
+	case imprint.InstallStarted:
+		pairs = append(pairs, "id", string(r.ID), "host", r.Host, "disk", r.Disk, "image", r.Image)
+	case imprint.InstallFetched:
+		pairs = append(pairs, "digest", string(r.Digest))
+	}
+	events := []imprint.Event{event(imprint.EventInstall, "", pairs...)}
 	if r.Step == imprint.InstallFinished {
 		events = append(events, installed(i, "the installation finished")...)
 	}

@@ -32,12 +32,16 @@ func TestInstallationIsOnRecord(t *testing.T) {
 	if err := report(step(imprint.InstallStarted)); err != nil {
 		t.Fatal(err)
 	}
+	if d := w.last(id).Detail; d["step"] != "started" || d["disk"] != "/dev/vg/web-1" || d["image"] != plan.Image || d["id"] != string(plan.ID) || d["host"] != "hv-1" {
+		t.Errorf("on the timeline: %+v", d)
+	}
+	if err := report(step(imprint.InstallFetched)); err != nil || w.last(id).Detail["digest"] != string(plan.Digest) {
+		t.Errorf("on the timeline: %v, %+v", err, w.last(id).Detail)
+	}
 	if err := report(step(imprint.InstallWritten), func(r *imprint.Installation) { r.Detail = "2 GiB" }); err != nil {
 		t.Fatal(err)
 	}
-	e := w.last(id)
-	if d := e.Detail; e.Kind != imprint.EventInstall || d["step"] != "written" || d["disk"] != "/dev/vg/web-1" || d["image"] != plan.Image ||
-		d["digest"] != string(plan.Digest) || d["detail"] != "2 GiB" || d["by"] != "root" || d["host"] != "hv-1" {
+	if e := w.last(id); e.Kind != imprint.EventInstall || e.Detail["step"] != "written" || e.Detail["detail"] != "2 GiB" || e.Detail["by"] != "root" {
 		t.Errorf("on the timeline: %+v", e)
 	}
 	if i := w.get(id).Installation; i == nil || i.Step != imprint.InstallWritten || !i.At.Equal(w.now) {
