@@ -77,6 +77,7 @@ var imports = []struct {
 	// All wiring: the server's roles, and the verbs.
 	{"internal/daemon", "*", "*"},
 	{"internal/cli", "*", "*"},
+	{"packaging/agent", "", ""},
 	{"cmd/imprint", "internal/cli", ""},
 	{"cmd/imprint-agent", "internal/confine internal/guest internal/inside", ""},
 }

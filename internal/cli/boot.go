@@ -27,6 +27,9 @@ type bootOptions struct {
 	kernel, initrd, append string
 	disks, channels        []string
 	machine, product       string
+	firmware               string
+	keep                   bool
+	journal                string
 	stock                  string
 	carrier, dialect       string
 	asDisk                 bool
@@ -43,8 +46,12 @@ func (p *program) bootCommand() *cobra.Command {
 		Short: "Run an instance in a local QEMU with imprint's channels attached",
 		Long: `Run an instance in a local QEMU whose serial port, virtio-serial port or network
 interface is imprint's. A kernel is booted directly; without one firmware boots
-what it finds. Writes to disks are discarded. With --print the command line is
-shown instead of run.
+what it finds: UEFI if the first disk is partitioned for that and the machine has
+OVMF, else QEMU's own BIOS. With --print the command line is shown instead of run.
+
+Writes to disks are discarded, so that one image serves many machines; those to a disk
+that "imprint install" has installed for this instance are kept. A disk whose
+installation failed, or did not end, starts no machine.
 
 What "imprint setup" says of the machine's installation is added, until that
 succeeded; a kernel on the command line is booted in the place of that one.
@@ -69,7 +76,8 @@ in an initial RAM disk or in the firmware stays in the machine's memory until it
 
 KVM is used if a probe shows that guests really run under it; IMPRINT_ACCEL=tcg or
 kvm decides without probing.`,
-		Example: "  imprint boot web-1 --kernel vmlinuz --initrd initrd.img\n" +
+		Example: "  imprint boot web-1 --disk web-1.raw\n" +
+			"  imprint boot web-1 --kernel vmlinuz --initrd initrd.img\n" +
 			"  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --stock openstack --channel nic\n" +
 			"  imprint boot web-1 --kernel vmlinuz --disk root.raw --append root=/dev/vda --print\n" +
 			"  imprint boot web-1 --kernel vmlinuz --initrd initrd.img --carrier iso",
@@ -86,6 +94,9 @@ kvm decides without probing.`,
 	f.StringArrayVar(&o.disks, "disk", nil, "a disk image, raw or qcow2 by its name; repeatable")
 	f.StringSliceVar(&o.channels, "channel", nil, "attach only these of the instance's channels: serial, virtio-serial, nic")
 	f.StringVar(&o.machine, "machine", string(qemu.Q35), "machine type: q35, pc or microvm")
+	f.StringVar(&o.firmware, "firmware", "", "what boots the machine if no kernel is given: uefi, bios, or the `file` of a firmware (default as the disk needs)")
+	f.BoolVar(&o.keep, "keep", false, "keep what the machine writes to its disks")
+	f.StringVar(&o.journal, "journal", installJournal(), "`directory` in which imprint install remembers how far it is")
 	f.StringVar(&o.product, "product", "", `SMBIOS product, such as "SmartDC HVM" for cloud-init over the serial port`)
 	f.StringVar(&o.stock, "stock", "", "what to look like to stock cloud-init: openstack, ec2, nocloud or smartos")
 	c.MarkFlagsMutuallyExclusive("product", "stock")
@@ -102,9 +113,10 @@ kvm decides without probing.`,
 	f.IntVar(&o.cpus, "cpus", 1, "processors")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "end the machine after this long")
 	f.BoolVar(&o.print, "print", false, "print the command line instead of running it")
-	for _, name := range []string{"kernel", "initrd", "disk", "console"} {
+	for _, name := range []string{"kernel", "initrd", "disk", "console", "firmware"} {
 		c.MarkFlagFilename(name)
 	}
+	c.MarkFlagDirname("journal")
 	return c
 }
 
@@ -147,6 +159,9 @@ func (p *program) boot(ctx context.Context, ref string, o *bootOptions) (err err
 		}
 		m.NICs = append(m.NICs, *nic)
 	}
+	if err := p.installedDisks(m, &d.Instance, o); err != nil {
+		return err
+	}
 	p.applySetup(m, &d.Instance)
 	o.kernel, o.initrd = m.Kernel, m.Initrd
 	var medium *bootMedium
@@ -169,6 +184,11 @@ func (p *program) boot(ctx context.Context, ref string, o *bootOptions) (err err
 		medium.attach(m)
 	} else if o.dialect != "" || o.asDisk {
 		return imprint.Errorf(imprint.Invalid, "boot", ref, "it gets no medium").WithHint("say with --carrier which it is to have")
+	}
+	if m.Kernel == "" && m.Type != qemu.Microvm {
+		if m.Firmware, err = o.chosenFirmware(m); err != nil {
+			return err
+		}
 	}
 	if m.Accel, err = (qemu.Probe{Kernel: o.kernel}).Accel(ctx); err != nil {
 		return err

@@ -373,7 +373,7 @@ func (r *run) fail(ctx context.Context, err error) error {
 // markFailed makes sure that nothing boots from a disk that is not complete.
 func (r *run) markFailed(reason string) error {
 	again := fmt.Sprintf("imprint install %s --disk %s", r.plan.Ref, r.plan.Disk)
-	err := r.target.mark(fmt.Sprintf("%s (%s), generation %d, failed on this disk, %s: %.150s. Again: %s\n",
+	err := r.target.putMark(fmt.Sprintf("%s (%s), generation %d, failed on this disk, %s: %.150s. Again: %s\n",
 		r.plan.Ref, r.plan.Instance, r.plan.Generation, r.Now().UTC().Format(time.RFC3339), reason, again))
 	r.entry.Reason = fmt.Sprintf("%.500s", reason)
 	return errors.Join(err, r.advance(failed))

@@ -3,6 +3,7 @@ package install_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"slices"
@@ -65,10 +66,11 @@ func TestKilledAnywhere(t *testing.T) { // not parallel: a child has the locks o
 		at := w.notes("killed")[0]
 		moments[at] = true
 		in := w.installer()
-		why, err := in.Journal.Unfinished(w.disk())
-		if err != nil {
+		f, err := in.Journal.Find(w.disk())
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			t.Fatal(err)
 		}
+		why := f.Unfinished
 		begun := at == "write" || strings.HasPrefix(at, "change")
 		if begun && why == "" {
 			t.Errorf("killed at %q: a machine may be started from the disk", at)
@@ -90,8 +92,8 @@ func TestKilledAnywhere(t *testing.T) { // not parallel: a child has the locks o
 		if begun && !strings.Contains(w.said(), "interrupted") {
 			t.Errorf("killed at %q, and it is not said: %s", at, w.said())
 		}
-		if why, err := in.Journal.Unfinished(w.disk()); err != nil || why != "" {
-			t.Errorf("killed at %q, and again: no machine may be started: %s, %v", at, why, err)
+		if f, err := in.Journal.Find(w.disk()); err != nil || f.Unfinished != "" || f.Instance != w.plan().Instance {
+			t.Errorf("killed at %q, and again: no machine may be started: %+v, %v", at, f, err)
 		}
 	}
 	for _, at := range []string{"fetch", "write", "change repaired", "change personalized", "change scripts", "before report written", "after report written",

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"imprint"
 )
 
 // Preview is what a run would find.
@@ -43,26 +45,40 @@ func (in *Installer) Preview(p *Plan, again bool) (Preview, error) {
 	return v, nil
 }
 
-// Unfinished says why a machine should not be started from the disk at path: an
-// installation on it failed, or was begun and did not end. It is "" otherwise, and for
-// a disk of which nothing is known.
-func (j Journal) Unfinished(path string) (string, error) {
-	why, err := Mark(path)
-	if err != nil || why != "" {
-		return why, err
+// Found is what is known of a disk.
+type Found struct {
+	// Unfinished says why no machine should be started from it: an installation on it
+	// failed, or was begun and did not end. "" is that there is no reason.
+	Unfinished string
+	// Instance and Generation are those that were installed on it; "" is none that is known.
+	Instance   imprint.InstanceID
+	Ref        string
+	Generation imprint.Generation
+}
+
+// Find says what is known of the disk at path, without claiming it. It fails with
+// [fs.ErrNotExist] if there is none, and with kinds Denied and Unavailable.
+func (j Journal) Find(path string) (Found, error) {
+	why, err := mark(path)
+	if err != nil {
+		return Found{}, err
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return "", nil // who starts the machine will say so
+		return Found{}, openError(path, err)
 	}
 	defer f.Close()
 	id, _, err := identify(f)
 	if err != nil {
-		return "", err
+		return Found{}, err
 	}
 	e, err := j.read(id)
-	if err != nil || e == nil || e.State == finished || e.State == installed {
-		return "", err
+	if err != nil || e == nil {
+		return Found{Unfinished: why}, err
 	}
-	return fmt.Sprintf("the installation of %s on it is %s", e.Ref, e.State), nil
+	found := Found{Unfinished: why, Instance: e.Instance, Ref: e.Ref, Generation: e.Generation}
+	if why == "" && e.State != finished && e.State != installed {
+		found.Unfinished = fmt.Sprintf("the installation of %s on it is half done (%s)", e.Ref, e.State)
+	}
+	return found, nil
 }

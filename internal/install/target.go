@@ -40,13 +40,7 @@ func openTarget(path string, make bool) (*target, error) {
 			t.made = true
 			f.Close()
 		case !errors.Is(err, fs.ErrExist):
-			kind := imprint.Unavailable
-			if errors.Is(err, fs.ErrNotExist) {
-				kind = imprint.NotFound
-			} else if errors.Is(err, fs.ErrPermission) {
-				kind = imprint.Denied
-			}
-			return nil, imprint.Errorf(kind, "create", path, "%w", errors.Unwrap(err))
+			return nil, openError(path, err)
 		}
 	}
 	if t.File, err = disk.Open(path); err != nil {
@@ -146,7 +140,7 @@ const markStart = "imprint: the installation of "
 
 // mark says in the first sector that the disk holds no system, in words. Partition
 // tables of GPT stay, for whoever wants to look.
-func (t *target) mark(text string) error {
+func (t *target) putMark(text string) error {
 	b := make([]byte, markSize)
 	copy(b[:markSize-2], markStart+text) // the last two are not the signature of a boot sector
 	_, err := t.WriteAt(b, 0)
@@ -156,12 +150,12 @@ func (t *target) mark(text string) error {
 	return err
 }
 
-// Mark returns what the disk at path says of an installation that failed on it; "" if
+// mark returns what the disk at path says of an installation that failed on it; "" if
 // nothing did.
-func Mark(path string) (string, error) {
+func mark(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", imprint.Errorf(imprint.NotFound, "read", path, "%w", errors.Unwrap(err))
+		return "", openError(path, err)
 	}
 	defer f.Close()
 	b := make([]byte, markSize)
@@ -177,4 +171,15 @@ func Mark(path string) (string, error) {
 		}
 		return r
 	}, markStart[len("imprint: "):]+string(text)), nil
+}
+
+// openError says why the system refused.
+func openError(path string, err error) error {
+	kind := imprint.Unavailable
+	if errors.Is(err, fs.ErrNotExist) {
+		kind = imprint.NotFound
+	} else if errors.Is(err, fs.ErrPermission) {
+		kind = imprint.Denied
+	}
+	return imprint.Errorf(kind, "open", path, "%w", errors.Unwrap(err))
 }

@@ -1,0 +1,154 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"imprint"
+	"imprint/internal/helpervm"
+	"imprint/internal/image"
+	"imprint/internal/install"
+	"imprint/internal/job"
+)
+
+// installChanges is what is done to an image on its disk, all of it in one helper VM.
+type installChanges struct {
+	vm       helpervm.Config
+	repair   *job.Repair // nil is none
+	packages []installPackage
+	log      func(job.Log)
+}
+
+// installPackage is a personalization package that is at hand.
+type installPackage struct {
+	name  string
+	file  *os.File
+	size  int64
+	rules job.Unpack
+}
+
+func (c *installChanges) add(p installPackage) { c.packages = append(c.packages, p) }
+
+func (c *installChanges) close() {
+	for _, p := range c.packages {
+		p.file.Close()
+	}
+	c.packages = nil
+}
+
+// Change implements [install.Changes].
+func (c *installChanges) Change(ctx context.Context, disk *os.File, progress func(what string, done, total int64), done func(imprint.InstallStep, string)) error {
+	vm := c.vm
+	vm.Disks = []helpervm.Disk{{File: disk}}
+	var j job.Job
+	if c.repair != nil {
+		j.Tasks = append(j.Tasks, job.Task{Name: "repair", Repair: c.repair})
+	}
+	for _, p := range c.packages {
+		unpack := p.rules
+		unpack.Package, unpack.Size = len(vm.Disks), p.size
+		vm.Disks = append(vm.Disks, helpervm.Disk{File: p.file, ReadOnly: true})
+		j.Tasks = append(j.Tasks, job.Task{Name: "unpack " + p.name, Unpack: &unpack})
+	}
+	progress("starting the helper VM", 0, 0)
+	vm.Progress = func(p job.Progress) { progress(p.Task, p.Done, p.Total) }
+	vm.Log = func(l job.Log) {
+		progress(l.Task, 0, 0)
+		if c.log != nil {
+			c.log(l)
+		}
+	}
+	r, err := helpervm.Run(ctx, vm, j)
+	if r != nil {
+		tasks := r.Tasks
+		if err != nil && len(tasks) > 0 {
+			tasks = tasks[:len(tasks)-1] // the last is the one that failed
+		}
+		c.report(tasks, err == nil, done)
+	}
+	return err
+}
+
+// report tells of the steps that are complete. Unpacking is one when all packages are.
+func (c *installChanges) report(tasks []job.Outcome, all bool, done func(imprint.InstallStep, string)) {
+	var unpacked, files int
+	var bytes int64
+	for _, o := range tasks {
+		switch {
+		case o.Repair != nil:
+			did := strings.Join(o.Repair.Did, "; ")
+			done(imprint.InstallRepaired, fmt.Sprintf("%s: %s", cmp.Or(o.Repair.System, "no system"), cmp.Or(did, "nothing was to be done")))
+		case o.Unpack != nil && !o.Unpack.Had:
+			unpacked, files, bytes = unpacked+1, files+o.Unpack.Entries, bytes+o.Unpack.Bytes
+		}
+	}
+	if all && unpacked > 0 {
+		done(imprint.InstallPersonalized, fmt.Sprintf("%d entries of %d packages, %s", files, unpacked, image.Bytes(bytes)))
+	}
+}
+
+// warnings are what a user may have to do as well.
+func repairWarnings(tasks []job.Outcome) (list []string) {
+	for _, o := range tasks {
+		if o.Repair != nil {
+			list = append(list, o.Repair.Warnings...)
+		}
+	}
+	return list
+}
+
+// installSources are the image and the packages: all that is at hand before the disk is touched.
+type installSources struct {
+	installImage
+	packages []imprint.Package
+	injected func(context.Context) ([]installPackage, error) // made of what is here
+	changes  *installChanges
+	secret   func(param string) (imprint.Secret, error)
+}
+
+// Fetch implements [install.Images].
+func (s *installSources) Fetch(ctx context.Context, progress func(done, total int64)) (install.Image, error) {
+	s.changes.close()
+	img, err := s.installImage.Fetch(ctx, progress)
+	if err != nil {
+		return img, err
+	}
+	for _, p := range s.packages {
+		one, err := s.fetch(ctx, p, progress)
+		if err != nil {
+			return img, err
+		}
+		s.changes.add(one)
+	}
+	made, err := s.injected(ctx)
+	for _, p := range made {
+		s.changes.add(p)
+	}
+	return img, err
+}
+
+func (s *installSources) fetch(ctx context.Context, p imprint.Package, progress func(done, total int64)) (installPackage, error) {
+	var credentials imprint.Secret
+	if p.Credentials != "" {
+		var err error
+		if credentials, err = s.secret(p.Credentials); err != nil {
+			return installPackage{}, err
+		}
+	}
+	src, err := s.store.Open(ctx, imprint.Image{Source: p.Source, Sum: p.Sum, CA: p.CA}, image.OpenOptions{Credentials: credentials, Progress: progress})
+	if err != nil {
+		return installPackage{}, err
+	}
+	defer src.Close()
+	if _, err := src.Check(ctx, progress); err != nil {
+		return installPackage{}, err
+	}
+	f, err := src.File()
+	if err != nil {
+		return installPackage{}, err
+	}
+	return installPackage{name: src.Origin, file: f, size: src.FileSize, rules: job.Unpack{Devices: p.Devices}}, nil
+}
