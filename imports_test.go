@@ -25,7 +25,8 @@ var imports = []struct {
 	{"internal/keybox", "imprint", ""},
 	{"internal/durable", "", "golang.org/x/sys"},
 	{"internal/cpio", "", ""},
-	{"internal/osdef", "imprint", "go.yaml.in/yaml/v3"},
+	{"internal/osdef", "imprint internal/confine internal/job internal/script", "go.yaml.in/yaml/v3 golang.org/x/sys"},
+	{"internal/script", "imprint internal/confine", "golang.org/x/sys"},
 	{"internal/blank", "imprint internal/disk", "golang.org/x/sys"},
 	{"internal/peercred", "", "golang.org/x/sys"},
 	{"internal/seal", "imprint internal/durable", ""},
@@ -63,7 +64,7 @@ var imports = []struct {
 	// for what it runs.
 	{"internal/job", "imprint", ""},
 	{"internal/helpervm", "imprint internal/cpio internal/disk internal/job internal/platform/qemu", "github.com/klauspost/compress github.com/pierrec/lz4/v4 github.com/therootcompany/xz golang.org/x/sys"},
-	{"internal/inside", "imprint internal/confine internal/job internal/repair internal/unpack", "golang.org/x/sys"},
+	{"internal/inside", "imprint internal/confine internal/job internal/repair internal/script internal/unpack", "golang.org/x/sys"},
 	{"internal/repair", "imprint internal/disk internal/job", "golang.org/x/sys"},
 	{"internal/confine", "imprint", "golang.org/x/sys"},
 

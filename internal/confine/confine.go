@@ -53,6 +53,9 @@ type Command struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer  // nil discards; not more than Limits.Output together
 	Files          []*os.File // descriptors 3, 4 and so on
+	// Started is called once the cage has Files, which the caller may close then; nil is
+	// nobody.
+	Started func()
 
 	Limits Limits
 }
@@ -254,6 +257,9 @@ func (c *Command) start(ctx context.Context, cancel context.CancelCauseFunc, lim
 	}
 	specR.Close()
 	reportW.Close()
+	if c.Started != nil {
+		c.Started()
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		json.NewEncoder(specW).Encode(spec{

@@ -1,6 +1,7 @@
 package osdef
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"maps"
@@ -40,9 +41,10 @@ const communicationNIC = "ganeti:communication:"
 const mib = 1 << 20
 
 // environment returns the variables of a script: all that Ganeti sets and imprint
-// knows, with the parameters that may be in an environment. The others are in
-// secrets, by the name of the variable that is to have the path of the value.
-func (d *Definition) environment(op Op, variant string, in *Input) (env []string, secrets map[string]imprint.Secret, err error) {
+// knows, but for the paths of disks, which depend on where the script runs. secret are
+// those whose value is not public, and files those that get the path of a file
+// with the value.
+func (d *Definition) environment(op Op, variant string, in *Input) (env []string, secret, files map[string]imprint.Secret, err error) {
 	set := func(name, format string, args ...any) { env = append(env, name+"="+fmt.Sprintf(format, args...)) }
 	set("PATH", "/sbin:/bin:/usr/sbin:/usr/bin")
 	set("DEBUG_LEVEL", "0")
@@ -52,8 +54,8 @@ func (d *Definition) environment(op Op, variant string, in *Input) (env []string
 	if op != Verify { // which is told of parameters only
 		d.describe(set, op, variant, in)
 	}
-	params, secrets, err := d.values(op, in)
-	return append(env, params...), secrets, err
+	params, secret, files, err := d.values(op, in)
+	return append(env, params...), secret, files, err
 }
 
 // describe sets what is known of the instance.
@@ -86,13 +88,13 @@ func (d *Definition) describe(set func(name, format string, args ...any), op Op,
 		set("OLD_INSTANCE_NAME", "%s", in.OldName)
 	case op == Export || op == Import:
 		prefix := strings.ToUpper(string(op))
-		path := in.Disks[in.Index].Path
 		set(prefix+"_INDEX", "%d", in.Index)
-		set(prefix+"_DEVICE", "%s", path)
-		set(prefix+"_DISK_PATH", "%s", path)
 		set(prefix+"_DISK_URI", "")
 	}
 }
+
+// pathVariable is the variable with the path of a disk.
+func pathVariable(n int) string { return fmt.Sprintf("DISK_%d_PATH", n) }
 
 func disks(set func(name, format string, args ...any), in *Input) {
 	set("DISK_COUNT", "%d", len(in.Disks))
@@ -107,7 +109,6 @@ func disks(set func(name, format string, args ...any), in *Input) {
 		}
 		set(prefix+"ACCESS", "%s", access)
 		set(prefix+"BACKEND_TYPE", "%s", backend)
-		set(prefix+"PATH", "%s", disk.Path)
 		set(prefix+"SIZE", "%d", disk.Size/mib)
 		set(prefix+"UUID", "%s", derivedID(in.Instance, "disk", n))
 		set(prefix+"FRONTEND_TYPE", "paravirtual")
@@ -166,11 +167,14 @@ func nics(set func(name, format string, args ...any), i *imprint.Instance) {
 	set("NIC_COUNT", "%d", n)
 }
 
-// values returns the parameters that the schema has: those for the environment, and
-// the secret ones apart, unless the definition wants them in the environment too.
-// Rename is told no secret.
-func (d *Definition) values(op Op, in *Input) (env []string, secrets map[string]imprint.Secret, err error) {
-	secrets = map[string]imprint.Secret{}
+// values returns the parameters that the schema has: public ones, those whose value
+// is not public and may be in the environment, and secret ones for files. Rename is
+// told no secret.
+func (d *Definition) values(op Op, in *Input) (env []string, secret, files map[string]imprint.Secret, err error) {
+	secret, files = map[string]imprint.Secret{}, map[string]imprint.Secret{}
+	fail := func(kind imprint.Kind, format string, args ...any) *imprint.Error {
+		return imprint.Errorf(kind, "run "+string(op)+" for", in.Instance.Ref(), format, args...)
+	}
 	for _, p := range d.Schema.Params {
 		variable, _ := variableOf(p.Name)
 		n := slices.IndexFunc(in.Instance.Spec.Params, func(q imprint.Param) bool { return q.Name == p.Name })
@@ -185,27 +189,23 @@ func (d *Definition) values(op Op, in *Input) (env []string, secrets map[string]
 			env = append(env, variable+"="+given.Value)
 			continue
 		}
+		if given.Visibility == imprint.SecretOnly && op == Rename {
+			continue
+		}
 		value, ok := in.Values[p.Name]
 		switch {
-		case given.Visibility == imprint.SecretOnly && op == Rename:
-		case !ok && given.Visibility == imprint.SecretOnly:
-			return nil, nil, imprint.Errorf(imprint.Conflict, "run "+string(op)+" for", in.Instance.Ref(), "the secret parameter %s is not at hand", p.Name).
-				WithHint("give it again: imprint set %s %s", in.Instance.Ref(), p.Name)
 		case !ok:
-			return nil, nil, imprint.Errorf(imprint.NotFound, "run "+string(op)+" for", in.Instance.Ref(), "the parameter %s has no value", p.Name).
-				WithHint("give it one: imprint set %s %s", in.Instance.Ref(), p.Name)
+			return nil, nil, nil, fail(imprint.Conflict, "its %s parameter %s is not at hand", given.Visibility, p.Name).
+				WithHint("give it: imprint set %s %s", in.Instance.Ref(), p.Name)
 		case given.Visibility == imprint.SecretOnly && !d.Schema.SecretsInEnvironment:
-			secrets[variable+"_FILE"] = value
+			files[variable+"_FILE"] = value
+		case bytes.IndexByte(value.Reveal(), 0) >= 0:
+			return nil, nil, nil, fail(imprint.Invalid, "the value of %s has a zero byte, which no variable can have", p.Name)
 		default:
-			env = append(env, variable+"="+string(value.Reveal()))
+			secret[variable] = value
 		}
 	}
-	for _, v := range env {
-		if name, value, _ := strings.Cut(v, "="); strings.Contains(value, "\x00") {
-			return nil, nil, imprint.Errorf(imprint.Invalid, "run "+string(op)+" for", in.Instance.Ref(), "the value of %s has a zero byte, which no variable can have", name)
-		}
-	}
-	return env, secrets, nil
+	return env, secret, files, nil
 }
 
 // hostName is the machine's fully qualified name, or what it has of one.

@@ -217,7 +217,7 @@ func readAPI(dir string) ([]int, error) {
 		return nil, err
 	}
 	var versions []int
-	for _, line := range lines(b) {
+	for _, line := range linesOf(b) {
 		n, err := strconv.Atoi(line)
 		if err != nil {
 			return nil, reason("its ganeti_api_version has the line %.40q, which is not a number", line)
@@ -238,7 +238,7 @@ func readVariants(dir string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := lines(b)
+	all := linesOf(b)
 	if len(all) > maxVariants {
 		return nil, reason("it has %d variants; %d are allowed", len(all), maxVariants)
 	}
@@ -271,8 +271,8 @@ func readFile(dir, name string) ([]byte, error) {
 	return b, nil
 }
 
-// lines returns what is in the lines of b that are neither empty nor a comment.
-func lines(b []byte) (all []string) {
+// linesOf returns what is in the lines of b that are neither empty nor a comment.
+func linesOf(b []byte) (all []string) {
 	s := bufio.NewScanner(bytes.NewReader(b))
 	s.Buffer(nil, maxListFile+1)
 	for s.Scan() {

@@ -26,8 +26,11 @@ type Schema struct {
 	// Programs and Files are what the untrusted scripts need of the host, by name
 	// and by absolute path, Modules the kernel's modules that they load.
 	Programs, Files, Modules []string
-	// Network has the untrusted scripts reach what the host reaches.
+	// Network has the scripts reach what the host reaches.
 	Network bool
+	// Privileged has the trusted scripts run as root, with the instance's disks, and with
+	// the right to mount; otherwise they run as nobody and have no disk.
+	Privileged bool
 }
 
 // Type is what the value of a parameter may be.
@@ -65,6 +68,8 @@ type schemaFile struct {
 	Files    []string             `yaml:"files"`
 	Modules  []string             `yaml:"modules"`
 	Network  bool                 `yaml:"network"`
+	// Privileged is of the trusted scripts.
+	Privileged bool `yaml:"privileged"`
 }
 
 type paramFile struct {
@@ -104,7 +109,7 @@ func readSchema(dir string) (Schema, error) {
 func parseList(b []byte) ([]Param, error) {
 	var params []Param
 	variables := map[string]string{}
-	for _, line := range lines(b) {
+	for _, line := range linesOf(b) {
 		name, description, _ := strings.Cut(line, " ")
 		variable, ok := variableOf(name)
 		switch {
@@ -153,7 +158,7 @@ func (s *Schema) refine(text []byte) error {
 			return reason("its imprint.yaml has the program or module %.80q, which is not a name", name)
 		}
 	}
-	s.Programs, s.Files, s.Modules, s.Network = f.Programs, f.Files, f.Modules, f.Network
+	s.Programs, s.Files, s.Modules, s.Network, s.Privileged = f.Programs, f.Files, f.Modules, f.Network, f.Privileged
 	for name, p := range f.Params {
 		i := slices.IndexFunc(s.Params, func(p Param) bool { return p.Name == name })
 		if i < 0 {

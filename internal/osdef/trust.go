@@ -136,7 +136,7 @@ func (t Trust) read() (map[string]imprint.Digest, error) {
 
 func parseTrust(path string, b []byte) (map[string]imprint.Digest, error) {
 	marks := map[string]imprint.Digest{}
-	for _, line := range lines(b) {
+	for _, line := range linesOf(b) {
 		d, name, _ := strings.Cut(line, " ")
 		name = strings.TrimSpace(name)
 		if !imprint.ValidDigest(imprint.Digest(d)) || (imprint.OS{Name: name}).Check() != nil {
