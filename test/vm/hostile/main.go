@@ -82,6 +82,12 @@ func perform(ctx context.Context, e *inside.Env, t *job.Task, o *job.Outcome) er
 		e.Logf("it is %s", s.Reveal())
 		fmt.Fprintf(os.Stderr, "it is %s\n", s.Reveal())
 		return fmt.Errorf("cannot use %s", s.Reveal())
+	case "mount": // without the options by which the agent keeps a filesystem from panicking the kernel
+		disk, err := e.Disk(0)
+		if err != nil {
+			return err
+		}
+		return unix.Mount(disk, "/mnt", "ext4", 0, "")
 	case "write":
 		return write(e)
 	}
