@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"imprint"
+	"imprint/internal/helpervm"
 	"imprint/internal/platform/qemu"
 )
 
@@ -28,7 +29,8 @@ func (p *program) doctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Say what is missing on this machine, and how to get it",
 		Long: `Say what is missing on this machine, and how to get it. The exit status is 0 if
-the server answers and machines can be booted here.`,
+the server answers, machines can be booted here, and their disks be installed and
+repaired in helper VMs, of which it says how many run and for whom.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			list := p.examine(c.Context(), kernel)
@@ -106,5 +108,9 @@ func (p *program) examine(ctx context.Context, kernel string) []finding {
 			accel.Detail = "TCG: /dev/kvm exists, but guests do not run under it"
 		}
 	}
-	return append(list, accel)
+	list = append(list, accel)
+	for _, c := range helpervm.Check(ctx) {
+		list = append(list, finding{What: c.Name, OK: !c.Missing, Detail: c.Detail, Remedy: c.Remedy})
+	}
+	return list
 }

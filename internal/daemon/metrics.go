@@ -9,6 +9,7 @@ import (
 
 	"imprint"
 	"imprint/internal/enrol"
+	"imprint/internal/helpervm"
 	"imprint/internal/host"
 )
 
@@ -61,6 +62,17 @@ func (m *metrics) observe(d *Daemon) {
 	if d.hosts.api != nil {
 		gauge("imprint_hosts_connected", "Hypervisors that are connected.", nil, func() float64 { return float64(d.hosts.api.Connected()) })
 	}
+	helpers := func(value func(helpervm.VM) float64) func() float64 {
+		return func() (sum float64) {
+			running, _ := helpervm.Running(helpervm.RunDir())
+			for _, vm := range running {
+				sum += value(vm)
+			}
+			return sum
+		}
+	}
+	gauge("imprint_helper_vms", "Helper VMs that run on this host.", nil, helpers(func(helpervm.VM) float64 { return 1 }))
+	gauge("imprint_helper_vm_memory_bytes", "Memory of the helper VMs that run on this host.", nil, helpers(func(vm helpervm.VM) float64 { return float64(vm.MemoryMiB) * (1 << 20) }))
 	for _, reason := range host.DropReasons() {
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "imprint_nic_dropped_packets_total", Help: "Packets dropped at the interfaces of this server's guests, by reason; up to a minute late.",

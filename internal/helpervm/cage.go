@@ -70,13 +70,13 @@ func file(name, path string) (content, error) {
 //
 // The cage is that of one thread of this program, which starts QEMU and ends with it. So
 // no other program is in between, and should this one be killed the kernel kills QEMU.
-func launch(program string, v *vm, files []*os.File, kernel, initrd content) (*process, error) {
+func launch(program string, v *vm, files []*os.File, g *cgroup, kernel, initrd content) (*process, error) {
 	p := &process{complaint: &tail{limit: maxComplaint}, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread() // for good: the thread is of no use to others
 		defer close(p.done)
-		err := p.start(program, v, files, kernel, initrd)
+		err := p.start(program, v, files, g, kernel, initrd)
 		started <- err
 		if err != nil {
 			return
@@ -91,7 +91,7 @@ func launch(program string, v *vm, files []*os.File, kernel, initrd content) (*p
 }
 
 // start runs on the thread that is the cage.
-func (p *process) start(program string, v *vm, files []*os.File, kernel, initrd content) error {
+func (p *process) start(program string, v *vm, files []*os.File, g *cgroup, kernel, initrd content) error {
 	fault := func(err error) error {
 		var known *imprint.Error
 		if errors.As(err, &known) {
@@ -108,6 +108,7 @@ func (p *process) start(program string, v *vm, files []*os.File, kernel, initrd 
 	if os.Geteuid() == 0 {
 		attr.Credential = credential(v.accel)
 	}
+	g.apply(attr)
 	inside, err := enter(program, v, []content{kernel, initrd})
 	if err != nil {
 		return fault(err)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"imprint/internal/job"
+	"imprint/internal/platform/qemu"
 )
 
 // Config says what the VM is made of. The zero value of every field has a working
@@ -25,11 +26,17 @@ type Config struct {
 	Cache  string // directory that keeps what takes long to find out or to make; "" is the user's cache directory
 	RunDir string // where the host's helper VMs are accounted; "" is [RunDir]
 
+	Machine   qemu.Type     // "" is microvm if QEMU has it, and q35 otherwise
 	MemoryMiB int           // 0 is 512
 	CPUs      int           // 0 is 1
 	TimeLimit time.Duration // of the whole VM; 0 is an hour
 	// Programs and Modules are more than the job's tasks need: see [job.Needs].
 	Programs, Modules []string
+
+	// Cgroup is a directory of the second version's hierarchy that is this program's to
+	// divide, with the controllers cpu, memory and pids in its cgroup.subtree_control. The
+	// VM gets one in it, with the memory and processors from above. "" is none.
+	Cgroup string
 
 	Network bool // QEMU's own network, through which the VM reaches what the host reaches; otherwise it has none
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -90,6 +91,8 @@ func (c *Config) complete() error {
 		return invalid("memory", "%d MiB; %d to %d are allowed", c.MemoryMiB, minMemoryMiB, qemu.MaxMemoryMiB)
 	case c.CPUs < 1 || c.CPUs > qemu.MaxCPUs:
 		return invalid("cpus", "%d; 1 to %d are allowed", c.CPUs, qemu.MaxCPUs)
+	case !slices.Contains([]qemu.Type{"", qemu.Microvm, qemu.Q35, qemu.PC}, c.Machine):
+		return invalid("machine type", "%q is none of microvm, q35, pc", c.Machine)
 	case c.TimeLimit < 0:
 		return invalid("time limit", "%v is less than none", c.TimeLimit)
 	case len(c.Disks) > MaxDisks:
@@ -146,7 +149,8 @@ func newWire(name string) (wire, error) {
 func (c *Config) boot(ctx context.Context, accel qemu.Accel, disks []*openDisk, j *job.Job, started func(pid int)) (*job.Result, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.TimeLimit, errTimeLimit)
 	defer cancel()
-	v := &vm{accel: accel, machine: qemu.Microvm, memory: c.MemoryMiB, cpus: c.CPUs, tsc: qemu.HostTSC(), network: c.Network}
+	machine := cmp.Or(c.Machine, machineType(ctx, c.QEMU))
+	v := &vm{accel: accel, machine: machine, memory: c.MemoryMiB, cpus: c.CPUs, tsc: qemu.HostTSC(), network: c.Network}
 	names := sortedStreams(c.Streams)
 	var wires []wire
 	defer func() {
@@ -181,7 +185,12 @@ func (c *Config) boot(ctx context.Context, accel qemu.Accel, disks []*openDisk, 
 	if err != nil {
 		return nil, err
 	}
-	p, err := launch(c.QEMU, v, files, kernel, content{name: "initrd", data: image})
+	g, err := newCgroup(c.Cgroup, v)
+	if err != nil {
+		return nil, err
+	}
+	defer g.remove()
+	p, err := launch(c.QEMU, v, files, g, kernel, content{name: "initrd", data: image})
 	if err != nil {
 		return nil, err
 	}

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -72,12 +71,8 @@ func takeSlot(dir string, v VM) (*slot, error) {
 		}
 		return s, nil
 	}
-	var whose []string
 	list, _ := Running(dir)
-	for _, v := range list {
-		whose = append(whose, v.Instance)
-	}
-	return nil, imprint.Errorf(imprint.Exhausted, "start", "helper VM", "%d run on this host already, for %s", len(list), strings.Join(whose, ", ")).
+	return nil, imprint.Errorf(imprint.Exhausted, "start", "helper VM", "%s", summary(list)).
 		WithHint("try again when one has ended")
 }
 

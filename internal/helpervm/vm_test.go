@@ -25,6 +25,7 @@ import (
 	"imprint/demo/guest"
 	"imprint/internal/helpervm"
 	"imprint/internal/job"
+	"imprint/internal/platform/qemu"
 	"imprint/test/need"
 )
 
@@ -504,4 +505,15 @@ func cacheDir(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// A QEMU without microvm has PCs.
+func TestOnAPC(t *testing.T) {
+	t.Parallel()
+	c := taken(t)
+	c.Machine, c.Network = qemu.Q35, true
+	c.Disks = []helpervm.Disk{{Path: newDisk(t, 1<<20)}, {Path: newDisk(t, 1<<10), ReadOnly: true}}
+	if _, err := helpervm.Run(t.Context(), c, task("write")); err != nil {
+		t.Error(err)
+	}
 }

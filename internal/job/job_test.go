@@ -96,6 +96,10 @@ func TestWhatIsNoMessage(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, m, err)
 		}
 	}
+	large := NewConn(readWriter{io.MultiReader(strings.NewReader("\x00\x10\x00\x01"), strings.NewReader(frame(`{}`))), io.Discard})
+	if _, err := large.Receive(); err == nil || !strings.Contains(err.Error(), "a frame of 1048577 bytes; 1048576 are allowed") {
+		t.Errorf("a frame too large: %v", err)
+	}
 	if _, err := NewConn(readWriter{strings.NewReader(""), io.Discard}).Receive(); !errors.Is(err, io.EOF) {
 		t.Errorf("at the end: %v", err)
 	}
