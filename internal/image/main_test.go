@@ -17,5 +17,8 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == childWrite {
 		halfWay(os.Args[2], os.Args[3])
 	}
+	if len(os.Args) == 5 && os.Args[1] == childFetch {
+		fetchUntilKilled(os.Args[2], os.Args[3], os.Args[4])
+	}
 	goleak.VerifyTestMain(m)
 }

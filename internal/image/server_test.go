@@ -2,6 +2,7 @@ package image_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/pem"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -169,15 +171,6 @@ func TestChangedBetweenRanges(t *testing.T) {
 				panic(http.ErrAbortHandler)
 			}
 		},
-		"server begins elsewhere": func(w http.ResponseWriter, r *http.Request) {
-			if r.Header.Get("Range") != "" {
-				w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", mib+1, 2*mib-1, 2*mib))
-				w.Header().Set("ETag", etag(old))
-				w.WriteHeader(http.StatusPartialContent)
-				w.Write(now[mib+1:])
-				panic(http.ErrAbortHandler)
-			}
-		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			web := serve(t, map[string][]byte{"/a.raw": now})
@@ -199,6 +192,31 @@ func TestChangedBetweenRanges(t *testing.T) {
 			holds(t, s, now)
 		})
 	}
+}
+
+// A server that begins elsewhere than it was asked to is not believed.
+func TestBeginsElsewhere(t *testing.T) {
+	want := diskBytes(4, 2*mib)
+	web := serve(t, map[string][]byte{"/a.raw": want})
+	web.wrong = func(n int, w http.ResponseWriter, r *http.Request) bool {
+		switch n {
+		case 1:
+			return web.cutAfter(w, want, mib)
+		case 2:
+			w.Header().Set("ETag", etag(want))
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", mib+1, 2*mib-1, 2*mib))
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(want[mib+1:])
+			return true
+		}
+		return false
+	}
+	s, err := storeIn(t.TempDir(), 0).Open(t.Context(), imprint.Image{Source: web.URL + "/a.raw"}, image.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	holds(t, s, want)
 }
 
 // What a server does wrong is said in a sentence with the right kind, without the
@@ -434,4 +452,90 @@ func TestCacheIsVerifiedOnUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantDisk(t, path, want)
+}
+
+// A process that is killed while it fetches leaves what it has, and the next one goes on
+// from there: what is in the cache under its name is whole in any case.
+func TestKilledWhileFetching(t *testing.T) {
+	want := diskBytes(11, 4*mib)
+	web := serve(t, map[string][]byte{"/a.raw": want})
+	got := make(chan struct{})
+	web.wrong = func(n int, w http.ResponseWriter, r *http.Request) bool {
+		if n > 1 {
+			return false
+		}
+		w.Header().Set("ETag", etag(want))
+		w.Header().Set("Content-Length", fmt.Sprint(len(want)))
+		w.Write(want[:3*mib])
+		w.(http.Flusher).Flush()
+		close(got)
+		<-r.Context().Done()
+		return true
+	}
+	cache := t.TempDir()
+	c := exec.Command(os.Args[0], childFetch, web.URL+"/a.raw", cache, sumOf(want))
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-got
+	if _, err := io.ReadFull(out, make([]byte, 5)); err != nil { // it has some
+		t.Fatal(err)
+	}
+	c.Process.Kill()
+	c.Wait()
+	if left, _ := os.ReadDir(filepath.Join(cache, "blobs")); len(left) > 0 {
+		t.Errorf("the cache has %v", left)
+	}
+	s, err := storeIn(cache, 0).Open(t.Context(), imprint.Image{Source: web.URL + "/a.raw", Sum: sumOf(want)}, image.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	holds(t, s, want)
+	if len(web.asked) != 2 || web.asked[1].Header.Get("Range") == "" || web.sent >= int64(len(want)) {
+		t.Errorf("%d requests, the second for %q", len(web.asked), web.asked[1].Header.Get("Range"))
+	}
+}
+
+// What such a process left may be damaged as well. Then all of it is fetched.
+func TestDamagedPartial(t *testing.T) {
+	want := diskBytes(12, 2*mib)
+	web, cache := serve(t, map[string][]byte{"/a.raw": want}), t.TempDir()
+	name := filepath.Join(cache, "partial", strings.Replace(sumOf(want), ":", "-", 1))
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	version := fmt.Sprintf(`{"url": %q, "etag": %q, "size": %d}`, web.URL+"/a.raw", etag(want), len(want))
+	if err := os.WriteFile(name, make([]byte, mib), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name+".version", []byte(version), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := storeIn(cache, 0).Open(t.Context(), imprint.Image{Source: web.URL + "/a.raw", Sum: sumOf(want)}, image.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	holds(t, s, want)
+	if len(web.asked) != 2 {
+		t.Errorf("%d requests", len(web.asked))
+	}
+}
+
+// childFetch tells a child of the test to fetch an image.
+const childFetch = "fetch"
+
+// fetchUntilKilled fetches as imprint does, and says when it has the most of it.
+func fetchUntilKilled(source, cache, sum string) {
+	image.NewStore(image.Config{Cache: cache}).Open(context.Background(), imprint.Image{Source: source, Sum: sum}, image.OpenOptions{Progress: func(done, total int64) {
+		if done >= total/2 {
+			fmt.Println("half")
+		}
+	}})
+	panic("it was not killed")
 }
