@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
@@ -49,6 +50,8 @@ type qcow2 struct {
 	zstd    bool
 	sub     bool
 	l1      []byte
+
+	decoders sync.Pool
 }
 
 // openQcow2 checks the header and the L1 table of an image. One that needs another
@@ -295,23 +298,30 @@ func (im *qcow2) unpack(b []byte, e extent) error {
 	if _, err := im.r.ReadAt(data, e.at); err != nil {
 		return err
 	}
-	var in io.Reader
-	if im.zstd {
-		d, err := zstd.NewReader(bytes.NewReader(data), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
-		if err != nil {
-			return err
-		}
-		defer d.Close()
-		in = d
-	} else {
-		d := flate.NewReader(bytes.NewReader(data))
-		defer d.Close()
-		in = d
+	d, err := im.decoder(bytes.NewReader(data))
+	if err != nil {
+		return err
 	}
-	if _, err := io.ReadFull(in, b); err != nil {
+	defer im.decoders.Put(d)
+	if _, err := io.ReadFull(d, b); err != nil {
 		return damaged("a compressed cluster at byte %d is no cluster: %v", e.at, err)
 	}
 	return nil
+}
+
+// decoder returns a decoder of one cluster, an old one if there is any: making them
+// takes longer than what they do.
+func (im *qcow2) decoder(r io.Reader) (io.Reader, error) {
+	switch d := im.decoders.Get().(type) {
+	case *zstd.Decoder:
+		return d, d.Reset(r)
+	case flate.Resetter:
+		return d.(io.Reader), d.Reset(r, nil)
+	}
+	if im.zstd {
+		return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
+	}
+	return flate.NewReader(r), nil
 }
 
 // notEOF returns err unless it says that the file is at its end.
