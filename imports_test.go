@@ -36,7 +36,7 @@ var imports = []struct {
 
 	// Those who decide, and those who sign. They meet only in internal/cli.
 	{"internal/enrol", "imprint", ""},
-	{"internal/ca", "imprint", "golang.org/x/crypto golang.org/x/mod github.com/transparency-dev/formats github.com/transparency-dev/merkle github.com/transparency-dev/tessera"},
+	{"internal/ca", "imprint internal/durable", "golang.org/x/crypto golang.org/x/mod github.com/transparency-dev/formats github.com/transparency-dev/merkle github.com/transparency-dev/tessera"},
 	{"internal/signer", "imprint internal/peercred", ""},
 	{"internal/store", "imprint internal/durable", "go.etcd.io/etcd go.uber.org/zap golang.org/x/sys google.golang.org/grpc"},
 

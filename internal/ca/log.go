@@ -5,29 +5,26 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
-	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"sync"
 	"time"
 
 	"github.com/transparency-dev/tessera"
-	"github.com/transparency-dev/tessera/storage/posix"
 	"golang.org/x/mod/sumdb/note"
 
 	"imprint"
 )
 
-// How entries get from the queue into the tree. Each time costs some files and
-// half a dozen syncs, however many entries there are.
+// How entries get from the queue into the tree.
 const (
-	logBatch           = 1024                   // entries at once
-	logInterval        = 100 * time.Millisecond // what the first of a batch waits for others
-	logPause           = time.Second            // after a batch of several entries, for more to come
-	logRetry           = time.Second            // after the disk or the queue refused
-	checkpointInterval = 100 * time.Millisecond // the least that tessera allows
-	partialsInterval   = time.Minute            // between removals of superseded partial tiles
-	signWait           = 10 * time.Second       // for a checkpoint that covers what is on disk
+	logBatch     = 1024             // entries that are read from the queue at once
+	logRetry     = time.Second      // after the disk or the queue refused
+	syncInterval = time.Second      // between checkpoints, unless somebody waits for one
+	signWait     = 10 * time.Second // for a checkpoint that covers what is in the tree
+	doubtTime    = time.Hour        // for which it is remembered that an entry may have been queued
+	lingerTime   = 10 * time.Second // for which an entry is known that left the queue, to whoever saw it there
 )
 
 // lockName is the file whose lock says that a process is using the log.
@@ -37,8 +34,9 @@ const lockName = "lock"
 type Queue interface {
 	// Enqueue queues an entry.
 	Enqueue(ctx context.Context, e imprint.LogEntry) error
-	// Queued returns the oldest entries that wait for a log, at most limit.
-	Queued(ctx context.Context, log string, limit int) ([]imprint.LogEntry, error)
+	// Queued returns the oldest entries that wait for a log, at most limit, after
+	// another one; the zero entry is before all.
+	Queued(ctx context.Context, log string, after imprint.LogEntry, limit int) ([]imprint.LogEntry, error)
 	// Dequeue takes entries out, and notes that the log has size entries.
 	Dequeue(ctx context.Context, log string, entries []imprint.LogEntry, size uint64) error
 	// LogSize returns the size that Dequeue noted last, or 0.
@@ -55,11 +53,10 @@ type LogConfig struct {
 }
 
 // Log is the issuance log of one server: a C2SP tlog-tiles log in a directory,
-// written by tessera's POSIX driver. Whoever issues queues the entry in the same
-// transaction that records the certificate, and calls [Log.Wake]. The tree takes
-// in what is queued within about a tenth of a second, or a second when there is
-// much of it, and the signed checkpoint follows; what a crash kept from the tree
-// is still in the queue.
+// written by tessera. Whoever issues calls [Log.Expect], queues the entry in the
+// transaction that records the certificate, calls [Log.TakeIn], and gives the
+// certificate out when that returns: the tree has the entry then. The queue keeps it
+// until it is on the log's disk under a signed checkpoint, within about a second.
 // Log is safe for concurrent use, and one process at a time uses a directory.
 type Log struct {
 	LogConfig
@@ -67,25 +64,60 @@ type Log struct {
 	lock     *os.File
 	append   tessera.AddFn
 	shutdown func(context.Context) error
-	reader   tessera.LogReader
-	ctx      context.Context // of tessera's goroutines; ends with Close
+	driver   *driver
+	ctx      context.Context // of all goroutines; ends with Close
 	cancel   context.CancelFunc
 
-	// integrated has the entries at the tree's end that may still be queued; it
-	// belongs to run.
-	integrated map[[sha256.Size]byte]struct{}
-
-	wake    chan struct{} // has room for one: entries may be queued
-	hurry   chan struct{} // has room for one: somebody waits for them
+	wake    chan struct{} // has room for one: the queue may have entries that nobody takes in
 	closing chan struct{} // closed by Close
 	once    sync.Once
 	done    sync.WaitGroup
 	err     error // of Close
 
-	mu      sync.Mutex
-	failure error         // guarded by mu; why entries are not taken in at present, or nil
-	changed chan struct{} // guarded by mu; closed and replaced after each attempt
+	mu       sync.Mutex
+	arrivals map[[sha256.Size]byte]*arrival // of all queued entries that are known
+	owed     map[imprint.Serial]time.Time   // what was recorded and is not in the tree, or may have been recorded; since when
+	looks    uint64                         // into the queue, that were begun
+	looked   uint64                         // the last of them that saw all of it
+	signed   uint64                         // entries that are under a checkpoint and out of the queue
+	failures failures
+	changed  chan struct{} // closed and replaced whenever one of the above changed
 }
+
+// failures are the reasons why entries are not taken in, or not signed, at present.
+type failures struct{ tree, checkpoint, look, dequeue error }
+
+func (f failures) first() error {
+	for _, err := range []error{f.tree, f.checkpoint, f.look, f.dequeue} {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// arrival is a queued entry on its way into the tree.
+type arrival struct {
+	entry imprint.LogEntry
+	done  chan struct{} // closed when the tree has it, or when that failed
+	index uint64        // valid when done, without err
+	err   error         // valid when done
+	left  time.Time     // when it left the queue; 0 before
+}
+
+// landed reports whether the tree has the entry.
+func (a *arrival) landed() bool {
+	select {
+	case <-a.done:
+		return a.err == nil
+	default:
+		return false
+	}
+}
+
+// remembered reports whether a is of an entry that the tree had when it was
+// opened, and that was not seen in the queue.
+func (a *arrival) remembered() bool { return a.entry.Log == "" }
 
 // GenerateLogKey returns a new Ed25519 key for the log of server, and the
 // verifier key that [VerifyLog] takes; both are in the form of
@@ -121,8 +153,9 @@ func OpenLog(ctx context.Context, cfg LogConfig) (_ *Log, err error) {
 		return nil, imprint.Errorf(imprint.Unavailable, "open", operand, "%w", err)
 	}
 	l := &Log{
-		LogConfig: cfg, name: signer.Name(), integrated: map[[sha256.Size]byte]struct{}{},
-		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), closing: make(chan struct{}), changed: make(chan struct{}),
+		LogConfig: cfg, name: signer.Name(),
+		arrivals: map[[sha256.Size]byte]*arrival{}, owed: map[imprint.Serial]time.Time{},
+		wake: make(chan struct{}, 1), closing: make(chan struct{}), changed: make(chan struct{}),
 	}
 	if l.lock, err = lockDir(cfg.Dir); err != nil {
 		return nil, err
@@ -132,18 +165,18 @@ func OpenLog(ctx context.Context, cfg LogConfig) (_ *Log, err error) {
 			l.lock.Close()
 		}
 	}()
-	atLeast, err := cfg.Queue.LogSize(ctx, l.name)
+	noted, err := cfg.Queue.LogSize(ctx, l.name)
 	if err != nil {
 		return nil, wrap("open", operand, err)
 	}
-	size, err := checkContinues(os.DirFS(cfg.Dir), verifier, atLeast)
+	t, err := continueTree(os.DirFS(cfg.Dir), verifier, noted)
 	if err != nil {
 		return nil, wrap("open", operand, err)
 	}
-	if err := l.remember(size-min(size, logBatch), size); err != nil {
+	if err := l.remember(noted, t.size()); err != nil {
 		return nil, wrap("open", operand, err)
 	}
-	if err := l.start(ctx, signer); err != nil {
+	if err := l.start(ctx, signer, t); err != nil {
 		return nil, imprint.Errorf(imprint.Unavailable, "open", operand, "%w", err)
 	}
 	if err := l.Settle(ctx); err != nil {
@@ -152,30 +185,42 @@ func OpenLog(ctx context.Context, cfg LogConfig) (_ *Log, err error) {
 	return l, nil
 }
 
-// start starts tessera and the goroutine that feeds it.
-func (l *Log) start(ctx context.Context, signer note.Signer) (err error) {
+// remember notes the entries of the tree from index first up to size. A crash may
+// have left them in the queue.
+func (l *Log) remember(first, size uint64) error {
+	index := first
+	for data, err := range entriesFrom(os.DirFS(l.Dir), first, size) {
+		if err != nil {
+			return err
+		}
+		a := &arrival{done: make(chan struct{}), index: index}
+		close(a.done)
+		l.arrivals[sha256.Sum256(data)] = a
+		index++
+	}
+	return nil
+}
+
+// start starts tessera and the goroutine that looks into the queue.
+func (l *Log) start(ctx context.Context, signer note.Signer, t *tree) (err error) {
 	l.ctx, l.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
 			l.cancel()
 		}
 	}()
-	driver, err := posix.New(l.ctx, posix.Config{Path: l.Dir})
-	if err != nil {
+	if l.driver, err = newDriver(l.Dir, t); err != nil {
 		return err
 	}
-	options := tessera.NewAppendOptions().
-		WithCheckpointSigner(signer).
-		WithCheckpointInterval(checkpointInterval).
-		WithBatching(logBatch, logInterval).
-		WithGarbageCollectionInterval(partialsInterval)
-	appender, shutdown, reader, err := tessera.NewAppender(l.ctx, driver, options)
-	if err != nil {
-		return err
+	l.driver.covered, l.driver.failed = l.covered, func(err error) {
+		l.note(func(f *failures) { f.checkpoint = unwritable(l.name, l.Dir, err) })
 	}
-	l.append, l.shutdown, l.reader = appender.Add, shutdown, reader
+	appender, shutdown, _, err := tessera.NewAppender(l.ctx, l.driver, tessera.NewAppendOptions().WithCheckpointSigner(signer))
+	if err != nil {
+		return errors.Join(err, l.driver.state.Close())
+	}
+	l.append, l.shutdown = appender.Add, shutdown
 	l.done.Go(l.run)
-	l.Wake()
 	return nil
 }
 
@@ -193,10 +238,11 @@ func (l *Log) Writable() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.failure
+	return l.failures.first()
 }
 
-// Append queues e, with the time. It fails as [Log.Writable] does, or as the queue.
+// Append queues e, with the time, and returns when the tree has it. It fails as
+// [Log.Writable] does, or as the queue.
 func (l *Log) Append(ctx context.Context, e Entry) error {
 	if err := l.Writable(); err != nil {
 		return err
@@ -205,11 +251,12 @@ func (l *Log) Append(ctx context.Context, e Entry) error {
 	if err != nil {
 		return err
 	}
+	l.Expect(entry)
 	if err := l.Queue.Enqueue(ctx, *entry); err != nil {
+		l.Doubt()
 		return wrap("append to", l.name, err)
 	}
-	l.Wake()
-	return nil
+	return l.TakeIn(entry)
 }
 
 // Entry returns e, with the time, in the form in which it is queued. It fails as
@@ -223,174 +270,258 @@ func (l *Log) Entry(e Entry) (*imprint.LogEntry, error) {
 	return &imprint.LogEntry{Log: l.name, At: e.At, Serial: e.Serial, Data: data}, nil
 }
 
-// Wake says that an entry was queued.
-func (l *Log) Wake() {
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
-}
-
-// run takes in what is queued until the log is closed, and once more then.
-func (l *Log) run() {
-	for {
-		select {
-		case <-l.wake:
-			n, err := l.attempt()
-			pause := logPause
-			switch {
-			case err != nil:
-				pause = logRetry
-				l.Wake()
-			case n <= 1 || n == logBatch: // few come, or they come faster than that
-				continue
-			}
-			select {
-			case <-time.After(pause):
-			case <-l.hurry:
-			case <-l.closing:
-			}
-		case <-l.closing:
-			for n, err := l.attempt(); err == nil && n > 0; {
-				n, err = l.attempt()
-			}
-			return
-		}
-	}
-}
-
-// attempt takes in a batch and notes how it went.
-func (l *Log) attempt() (n int, err error) {
-	n, err = l.takeIn()
-	if err == nil && n == logBatch {
-		l.Wake() // there may be more
-	}
+// Expect says that e is about to be queued. From when it is until the tree has it,
+// [Log.Await] waits for it.
+func (l *Log) Expect(e *imprint.LogEntry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if (l.failure != nil) != (err != nil) {
-		l.Logger.Error("issuance log", "log", l.name, "writable", err == nil, "error", err)
-	}
-	l.failure = err
-	close(l.changed)
-	l.changed = make(chan struct{})
-	return n, err
+	l.owed[e.Serial] = time.Now()
 }
 
-// takeIn moves the oldest entries of the queue into the tree and returns how
-// many they were. An entry that is in the tree already, because its last journey
-// ended between tree and queue, only leaves the queue.
-func (l *Log) takeIn() (n int, err error) {
-	queued, err := l.Queue.Queued(l.ctx, l.name, logBatch)
-	if err != nil || len(queued) == 0 {
-		return 0, err
-	}
-	before, err := l.reader.IntegratedSize(l.ctx)
-	if err != nil {
-		return 0, unwritable(l.name, l.Dir, err)
-	}
-	var futures []tessera.IndexFuture
-	for _, e := range queued {
-		if !l.has(e.Data) {
-			futures = append(futures, l.append(l.ctx, tessera.NewEntry(e.Data)))
-		}
-	}
-	for _, future := range futures {
-		if _, failure := future(); failure != nil {
-			err = failure
-		}
-	}
-	size, sizeErr := l.reader.IntegratedSize(l.ctx)
-	if err = errors.Join(err, sizeErr); err != nil {
-		if sizeErr == nil { // some may have got there all the same
-			err = errors.Join(err, l.remember(before, size))
-		}
-		return 0, unwritable(l.name, l.Dir, err)
-	}
-	if err := l.Queue.Dequeue(l.ctx, l.name, queued, size); err != nil {
-		return 0, errors.Join(err, l.remember(before, size))
-	}
-	clear(l.integrated)
-	return len(queued), nil
+// TakeIn puts an entry that was expected and queued into the tree. It fails like
+// [Log.Writable]; the entry gets there later then.
+func (l *Log) TakeIn(e *imprint.LogEntry) error {
+	return l.takeInAll([]imprint.LogEntry{*e})
 }
 
-// has reports whether the tree has an entry that is still queued.
-func (l *Log) has(data []byte) bool {
-	if len(l.integrated) == 0 {
-		return false
+// Doubt says that an entry that was expected may have been queued, or may be yet.
+func (l *Log) Doubt() { poke(l.wake) }
+
+// Await returns when a tree has the entry of a certificate that is on record and
+// was queued for the log called log. Nobody may have the certificate before. What
+// another server queued for its own log, and did not take in yet, is taken into
+// this one too, for that server may have ended.
+func (l *Log) Await(ctx context.Context, log string, serial imprint.Serial) error {
+	if log != l.name {
+		return l.takeInOf(ctx, log, serial)
 	}
-	_, there := l.integrated[sha256.Sum256(data)]
-	return there
+	return l.until(ctx, func() bool {
+		_, owed := l.owed[serial]
+		return !owed
+	})
 }
 
-// remember notes which entries the tree has from index first up to size.
-func (l *Log) remember(first, size uint64) error {
-	for data, err := range entriesFrom(os.DirFS(l.Dir), first, size) {
-		if err != nil {
+// takeInOf takes in the entry of a certificate if it is in the queue of another log.
+func (l *Log) takeInOf(ctx context.Context, log string, serial imprint.Serial) error {
+	var after imprint.LogEntry
+	for {
+		queued, err := l.Queue.Queued(ctx, log, after, logBatch)
+		if err != nil || len(queued) == 0 {
 			return err
 		}
-		l.integrated[sha256.Sum256(data)] = struct{}{}
+		for i := range queued {
+			if queued[i].Serial == serial {
+				return l.TakeIn(&queued[i])
+			}
+		}
+		after = queued[len(queued)-1]
 	}
-	return nil
 }
 
-// Settle returns when everything that was queued before is in the tree, under a
-// signed checkpoint; a copy of the log has it then. It fails with kind
-// [imprint.Exhausted] or [imprint.Unavailable] if the tree cannot be written.
-func (l *Log) Settle(ctx context.Context) error {
+// until returns when holds, which is called with the lock, is true. It wakes
+// whoever can bring that about, and fails with the reason if they cannot.
+func (l *Log) until(ctx context.Context, holds func() bool) error {
 	for {
 		l.mu.Lock()
-		changed, failure := l.changed, l.failure
+		held, changed, failure := holds(), l.changed, l.failures.first()
 		l.mu.Unlock()
-		if failure != nil {
+		switch {
+		case held:
+			return nil
+		case failure != nil:
 			return failure
 		}
-		waiting, err := l.Queue.Queued(ctx, l.name, 1)
-		if err != nil {
-			return wrap("settle", l.name, err)
-		}
-		if len(waiting) == 0 {
-			break
-		}
-		l.Wake()
-		select {
-		case l.hurry <- struct{}{}:
-		default:
-		}
+		poke(l.wake)
+		poke(l.driver.hurry)
 		select {
 		case <-changed:
 		case <-ctx.Done():
 			return imprint.Errorf(imprint.Unavailable, "wait for", l.name, "%w", ctx.Err())
 		}
 	}
-	size, err := l.reader.IntegratedSize(ctx)
-	if err != nil {
-		return imprint.Errorf(imprint.Unavailable, "read", l.name, "%w", err)
-	}
-	return l.awaitCheckpoint(ctx, size)
 }
 
-// awaitCheckpoint waits until the signed checkpoint covers size entries; it lags
-// behind the tree after a crash, and for a moment in normal operation.
-func (l *Log) awaitCheckpoint(ctx context.Context, size uint64) error {
-	ctx, cancel := context.WithTimeout(ctx, signWait)
-	defer cancel()
-	tick := time.NewTicker(checkpointInterval / 10)
-	defer tick.Stop()
-	for {
-		signed, err := l.reader.ReadCheckpoint(ctx)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return imprint.Errorf(imprint.Unavailable, "read", l.name, "%w", err)
+// arrival returns the arrival of e. If it is new, land brings it about.
+func (l *Log) arrival(e *imprint.LogEntry) (a *arrival, land func()) {
+	hash := sha256.Sum256(e.Data)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a := l.arrivals[hash]; a != nil {
+		if a.remembered() {
+			a.entry = *e
 		}
-		if err == nil && checkpointSize(signed) >= size {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return imprint.Errorf(imprint.Unavailable, "sign", l.name, "no checkpoint covers the %d entries on disk", size).
-				WithHint("see that the log's disk is writable and has room")
+		return a, nil
+	}
+	a = &arrival{entry: *e, done: make(chan struct{})}
+	l.arrivals[hash] = a
+	future := l.append(l.ctx, tessera.NewEntry(e.Data))
+	return a, func() {
+		index, err := future()
+		l.note(func(f *failures) {
+			if a.index = index.Index; err != nil {
+				a.err = unwritable(l.name, l.Dir, err)
+				delete(l.arrivals, hash)
+			}
+			f.tree = a.err
+		})
+		close(a.done)
+		if err != nil {
+			poke(l.wake)
 		}
 	}
+}
+
+// note changes what the lock guards, and tells whoever waits for a change.
+func (l *Log) note(change func(*failures)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before := l.failures.first()
+	change(&l.failures)
+	if after := l.failures.first(); (before == nil) != (after == nil) {
+		l.Logger.Error("issuance log", "log", l.name, "writable", after == nil, "error", after)
+	}
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// run looks into the queue when it is woken, until the log is closed, and once more then.
+func (l *Log) run() {
+	for {
+		select {
+		case <-l.wake:
+		case <-l.closing:
+			l.look()
+			return
+		}
+		if l.look() == nil {
+			continue
+		}
+		select {
+		case <-time.After(logRetry):
+			poke(l.wake)
+		case <-l.closing:
+		}
+	}
+}
+
+// look takes in what is queued and has not arrived by itself: what a crash left,
+// what could not be written, and what was in doubt.
+func (l *Log) look() error {
+	l.mu.Lock()
+	l.looks++
+	begun := l.looks
+	l.mu.Unlock()
+	var after imprint.LogEntry
+	for more := true; more; {
+		queued, err := l.Queue.Queued(l.ctx, l.name, after, logBatch)
+		if err == nil {
+			err = l.takeInAll(queued)
+		}
+		if err != nil {
+			l.note(func(f *failures) { f.look = err })
+			return err
+		}
+		if more = len(queued) == logBatch; more {
+			after = queued[len(queued)-1]
+		}
+	}
+	l.note(func(f *failures) {
+		f.look, l.looked = nil, begun
+		maps.DeleteFunc(l.arrivals, func(_ [sha256.Size]byte, a *arrival) bool { return a.remembered() })
+		maps.DeleteFunc(l.owed, func(_ imprint.Serial, since time.Time) bool { return time.Since(since) > doubtTime })
+	})
+	poke(l.driver.dirty) // there may be something to take out of the queue
+	return nil
+}
+
+// takeInAll takes in entries together.
+func (l *Log) takeInAll(queued []imprint.LogEntry) error {
+	var arrivals []*arrival
+	var land []func()
+	for i := range queued {
+		a, f := l.arrival(&queued[i])
+		arrivals = append(arrivals, a)
+		if f != nil {
+			land = append(land, f)
+		}
+	}
+	for _, f := range land {
+		f()
+	}
+	for _, a := range arrivals {
+		if <-a.done; a.err != nil {
+			return a.err
+		}
+	}
+	l.note(func(*failures) {
+		for i := range queued {
+			delete(l.owed, queued[i].Serial)
+		}
+	})
+	return nil
+}
+
+// covered takes out of the queue what is under a checkpoint over size entries.
+func (l *Log) covered(size uint64) {
+	now := time.Now()
+	var entries []imprint.LogEntry
+	var leaving []*arrival
+	l.mu.Lock()
+	for hash, a := range l.arrivals {
+		switch {
+		case !a.left.IsZero():
+			if now.Sub(a.left) > lingerTime {
+				delete(l.arrivals, hash)
+			}
+		case a.landed() && a.index < size && !a.remembered():
+			leaving = append(leaving, a)
+			if a.entry.Log == l.name {
+				entries = append(entries, a.entry)
+			}
+		}
+	}
+	l.mu.Unlock()
+	var err error
+	if len(entries) > 0 {
+		err = l.Queue.Dequeue(l.ctx, l.name, entries, size)
+	}
+	l.note(func(f *failures) {
+		f.checkpoint, f.dequeue = nil, err
+		if err != nil {
+			return
+		}
+		for _, a := range leaving {
+			a.left, a.entry.Data = now, nil
+		}
+		l.signed = size
+	})
+	if err != nil {
+		poke(l.driver.dirty)
+	}
+}
+
+// Settle returns when everything that was queued before is in the tree, under a
+// signed checkpoint; a copy of the log has it then. It fails with kind
+// [imprint.Exhausted] or [imprint.Unavailable] if the tree cannot be written.
+func (l *Log) Settle(ctx context.Context) error {
+	l.mu.Lock()
+	begun := l.looks
+	l.mu.Unlock()
+	if err := l.until(ctx, func() bool { return l.looked > begun }); err != nil {
+		return err
+	}
+	return l.awaitCheckpoint(ctx)
+}
+
+// awaitCheckpoint returns when the tree, as it is now, is under a checkpoint.
+func (l *Log) awaitCheckpoint(ctx context.Context) error {
+	size, err := l.driver.IntegratedSize(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, signWait)
+	defer cancel()
+	return l.until(ctx, func() bool { return l.signed >= size })
 }
 
 // Close takes in what is queued, waits for a checkpoint over it, and gives the
@@ -403,13 +534,12 @@ func (l *Log) Close() error {
 func (l *Log) end() error {
 	close(l.closing)
 	l.done.Wait()
-	defer l.cancel()
-	err := l.failure // run has ended: nobody changes it
+	err := l.awaitCheckpoint(l.ctx)
 	if err == nil {
-		err = l.Settle(l.ctx)
+		if err = l.shutdown(l.ctx); err != nil {
+			err = imprint.Errorf(imprint.Unavailable, "close", l.name, "%w", err)
+		}
 	}
-	if shut := l.shutdown(l.ctx); err == nil && shut != nil {
-		err = imprint.Errorf(imprint.Unavailable, "close", l.name, "%w", shut)
-	}
-	return errors.Join(err, l.lock.Close())
+	l.cancel()
+	return errors.Join(err, l.driver.close(), l.lock.Close())
 }

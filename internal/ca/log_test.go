@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -57,17 +58,20 @@ func (l *testLog) close(t testing.TB) {
 	}
 }
 
-// issue issues for g as a server does: what leaves is queued.
+// issue issues for g as a server does: what leaves is queued, and in the tree.
 func (l *testLog) issue(ctx context.Context, c *testCA, g imprint.Grant) (*imprint.Certificate, error) {
 	c.Authority.log = l
 	cert, entry, err := c.Issue(g)
 	if err != nil {
 		return nil, err
 	}
+	l.Expect(entry)
 	if err := l.queue.Enqueue(ctx, *entry); err != nil {
 		return nil, err
 	}
-	l.Wake()
+	if err := l.TakeIn(entry); err != nil {
+		return nil, err
+	}
 	return cert, nil
 }
 
@@ -92,6 +96,19 @@ func (l *testLog) fill(t testing.TB, n int) {
 }
 
 func (l *testLog) fs() fs.FS { return os.DirFS(l.dir) }
+
+// serials returns the serial numbers that are in the tree now, under a checkpoint or not.
+func (l *testLog) serials(t testing.TB) []imprint.Serial {
+	t.Helper()
+	var all []imprint.Serial
+	for e, err := range Entries(l.fs(), 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, e.Serial)
+	}
+	return all
+}
 
 func TestLogVerifies(t *testing.T) {
 	t.Parallel()
@@ -135,18 +152,33 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// What it costs to take in a hundred entries at a time.
+// What it costs to take in entries, from 32 at a time.
 func BenchmarkTakeIn(b *testing.B) {
 	l := newTestLog(b)
-	b.ReportAllocs()
-	for b.Loop() {
-		b.StopTimer()
-		l.fill(b, 100)
-		b.StartTimer()
-		if err := l.Settle(b.Context()); err != nil {
-			b.Fatal(err)
-		}
+	c := newTestCA(b, testProfile())
+	c.Authority.log = l
+	g := testGrant(b)
+	g.SSHHost = ""
+	cert, _, err := c.Issue(g)
+	if err != nil {
+		b.Fatal(err)
 	}
+	b.ReportAllocs()
+	b.SetParallelism(32 / runtime.GOMAXPROCS(0))
+	b.RunParallel(func(pb *testing.PB) {
+		g := g
+		for pb.Next() {
+			g.Serial = imprint.NewSerial()
+			entry, err := l.Entry(machineEntry(&g, cert))
+			if err == nil {
+				err = l.TakeIn(entry)
+			}
+			if err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
 	l.close(b)
 }
 
@@ -178,12 +210,30 @@ func TestOpenLogRefuses(t *testing.T) {
 		}
 		return func() { os.Rename(path+".away", path) }
 	}
-	back := remove(treeStateName)
-	refused(l, "tree state lost: going on would start again at 0")
-	back()
-	back = remove(checkpointName)
-	refused(l, "checkpoint lost")
-	back()
+	for name, what := range map[string]string{
+		checkpointName:         "checkpoint lost",
+		"tile/0/000.p/3":       "tile lost",
+		"tile/entries/000.p/3": "entries lost",
+	} {
+		back := remove(name)
+		refused(l, what)
+		back()
+		path := filepath.Join(l.dir, name)
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole[len(whole)/2] ^= 1
+		if err := os.WriteFile(path, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		refused(l, what+" to a flipped bit")
+		whole[len(whole)/2] ^= 1
+		if err := os.WriteFile(path, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove(treeStateName) // is made again from the checkpoint
 	whole := l.dir
 	l.dir = t.TempDir()
 	refused(l, "all of it lost: the store knows how many entries there were")

@@ -87,29 +87,29 @@ func logVerifier(key imprint.Secret) (note.Verifier, error) {
 	return note.NewVerifier(vkey)
 }
 
-// checkContinues refuses to go on with a log that is not the verifier's, whose
-// tree is behind its signed checkpoint, or that has fewer entries than atLeast:
-// going on would write a second history over the first. It returns the size of
-// the tree.
-func checkContinues(log fs.FS, verifier note.Verifier, atLeast uint64) (size uint64, err error) {
+// continueTree returns the tree under the log's checkpoint. It refuses to go on
+// with a log that is not the verifier's, that is damaged, or that has fewer
+// entries than noted: going on would write a second history over the first. What
+// the log has beyond its checkpoint nobody relies on.
+func continueTree(log fs.FS, verifier note.Verifier, noted uint64) (*tree, error) {
 	if _, err := fs.Stat(log, checkpointName); errors.Is(err, fs.ErrNotExist) {
-		if _, err := fs.Stat(log, "tile"); errors.Is(err, fs.ErrNotExist) && atLeast == 0 {
-			return 0, nil // a new log
+		if _, err := fs.Stat(log, "tile"); errors.Is(err, fs.ErrNotExist) && noted == 0 {
+			return &tree{nodes: ranges.NewEmptyRange(0)}, nil
 		}
-		return 0, lost("it has entries but no checkpoint")
+		return nil, lost("it has entries but no checkpoint")
 	}
 	signed, err := readCheckpoint(log, verifier)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	state, err := readTreeState(log)
+	if signed.Size < noted {
+		return nil, lost("its checkpoint covers %d entries, and is known to have covered %d", signed.Size, noted)
+	}
+	t, err := readTree(log, signed.Size, signed.Hash)
 	if err != nil {
-		return 0, lost("%w", err)
+		return nil, lost("%w", err)
 	}
-	if known := max(signed.Size, atLeast); state.Size < known {
-		return 0, lost("its tree has %d entries, and is known to have had %d", state.Size, known)
-	}
-	return state.Size, nil
+	return t, nil
 }
 
 func lost(format string, args ...any) error {
@@ -150,17 +150,8 @@ func canonicalBase64(s string) bool {
 	return err == nil
 }
 
-// checkpointSize returns the size that a checkpoint of our own states; 0 if it
-// cannot be read.
-func checkpointSize(raw []byte) uint64 {
-	var cp tlog.Checkpoint
-	if _, err := cp.Unmarshal(raw); err != nil {
-		return 0
-	}
-	return cp.Size
-}
-
-// treeState is tessera's record of the tree on disk, signed or not yet.
+// treeState is a record of the tree in the directory, signed or not yet, in the
+// form in which tessera's drivers have it.
 type treeState struct {
 	Size uint64 `json:"size"`
 	Root []byte `json:"root"`

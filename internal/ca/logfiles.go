@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io/fs"
 	"iter"
+	"path"
+	"strconv"
 	"strings"
 
 	"github.com/transparency-dev/merkle/rfc6962"
@@ -97,16 +99,11 @@ func LogSize(log fs.FS, verifierKey string) (uint64, error) {
 func readBundle(log fs.FS, n, size uint64) ([][]byte, error) {
 	partial := layout.PartialTileSize(0, n, size)
 	first := n * layout.EntryBundleWidth
-	name := layout.EntriesPath(n, partial)
-	raw, err := readLimited(log, name, maxBundle)
 	width := int(partial)
 	if partial == 0 {
 		width = layout.EntryBundleWidth
-	} else if errors.Is(err, fs.ErrNotExist) {
-		// The tree grew since its size was read, and the full bundle replaced the partial one.
-		name = layout.EntriesPath(n, 0)
-		raw, err = readLimited(log, name, maxBundle)
 	}
+	raw, name, err := readGrown(log, layout.EntriesPath(n, partial), layout.EntriesPath(n, 0), maxBundle)
 	if err != nil {
 		return nil, corrupt(first, name, "%w", err)
 	}
@@ -114,7 +111,7 @@ func readBundle(log fs.FS, n, size uint64) ([][]byte, error) {
 	switch {
 	case len(entries) < width:
 		return nil, corrupt(first+uint64(len(entries)), name, "the bundle ends here")
-	case !whole, len(entries) > width && name == layout.EntriesPath(n, partial):
+	case name == layout.EntriesPath(n, partial) && (!whole || len(entries) > width): // one that took its place may be growing
 		return nil, corrupt(first+uint64(width)-1, name, "bytes after the end of the bundle")
 	}
 	return entries[:width], nil
@@ -139,13 +136,37 @@ func splitBundle(raw []byte) (entries [][]byte, whole bool) {
 // name of the file that they are in.
 func readTile(log fs.FS, level, n, size uint64) (raw []byte, name string, err error) {
 	partial := layout.PartialTileSize(level, n, size)
-	name = layout.TilePath(level, n, partial)
-	raw, err = readLimited(log, name, maxTile)
-	if partial > 0 && errors.Is(err, fs.ErrNotExist) {
-		name = layout.TilePath(level, n, 0)
-		raw, err = readLimited(log, name, maxTile)
+	return readGrown(log, layout.TilePath(level, n, partial), layout.TilePath(level, n, 0), maxTile)
+}
+
+// readGrown reads the file called name or, if the tree grew since its size was
+// read, the file that took its place: a wider one beside it, or the full one.
+func readGrown(log fs.FS, name, full string, limit int64) (raw []byte, found string, err error) {
+	for range 5 { // it may change again meanwhile
+		raw, err = readLimited(log, name, limit)
+		if name == full || !errors.Is(err, fs.ErrNotExist) {
+			return raw, name, err
+		}
+		if raw, err := readLimited(log, full, limit); !errors.Is(err, fs.ErrNotExist) {
+			return raw, full, err
+		}
+		name = widest(log, name)
 	}
-	return raw, name, err
+	return nil, name, err
+}
+
+// widest returns the name of the widest state of a partial tile that there is, or
+// name if there is none that is wider.
+func widest(log fs.FS, name string) string {
+	dir, base := path.Split(name)
+	width, _ := strconv.Atoi(base)
+	entries, _ := fs.ReadDir(log, path.Clean(dir))
+	for _, e := range entries {
+		if n, err := strconv.Atoi(e.Name()); err == nil && n > width && n < layout.TileWidth {
+			width, name = n, dir+e.Name()
+		}
+	}
+	return name
 }
 
 // unused returns the files that are neither part of the tree nor earlier states

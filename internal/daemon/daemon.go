@@ -60,6 +60,7 @@ type Daemon struct {
 	keys        *seal.File
 	store       *store.Store
 	log         *ca.Log
+	records     *records
 	logKey      string // verifies log
 	signer      *signer.Client
 	authorities *authorities
@@ -105,11 +106,12 @@ func Open(ctx context.Context, s *Settings, o Options) (_ *Daemon, err error) {
 	if err := d.openLog(ctx); err != nil {
 		return nil, err
 	}
+	d.records = newRecords(d.store, d.log, d.Logger)
 	if err := d.openAuthorities(ctx); err != nil {
 		return nil, err
 	}
 	d.engine = enrol.New(enrol.Config{
-		Store: recorder{d.store, d.log}, Issuer: measuredIssuer{d.authorities, d.metrics}, Now: o.Now, Logger: o.Logger,
+		Store: d.records, Issuer: measuredIssuer{d.authorities, d.metrics}, Now: o.Now, Logger: o.Logger,
 	})
 	d.values = &values{store: d.store, keys: d.keys, secrets: host.NewSecrets()}
 	if err := d.openHost(); err != nil {
@@ -173,7 +175,7 @@ func (d *Daemon) openHost() error {
 	name := imprint.HostName(d.settings.Name)
 	d.host, err = host.New(host.Config{
 		Name: name, RunDir: d.settings.Run, Owner: owner, Dial: d.settings.dialled,
-		Instances: placements{d.store, name},
+		Instances: placements{d.records, name},
 		Control:   d.measuredEngine(), Params: d.values, Secrets: d.values.secrets,
 		Adopt: func(inst *imprint.Instance) (string, error) { return adopted(d.settings.Adopt, inst) },
 		DNS:   d.settings.nameServers,
@@ -324,6 +326,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		defer context.AfterFunc(ctx, d.hosts.api.Close)()
 	}
 	group.Go(func() error { return d.expire(ctx) })
+	group.Go(func() error { return d.records.release(ctx) })
 	group.Go(func() error { return d.sweepRevocations(ctx) })
 	group.Go(func() error { return d.watchdog(ctx) })
 	group.Go(func() error {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"imprint"
+	"imprint/internal/ca"
 )
 
 // A full disk of the issuance log: no certificate leaves, the machine is told to
@@ -50,7 +51,8 @@ func TestIssuanceLogDiskFull(t *testing.T) {
 	logged(t, held, server.Client)
 	fillDisk(t, ballast)
 
-	// What is queued has room elsewhere; at one of these the log finds that it cannot follow.
+	// What is queued has room elsewhere. At one of these the log finds that it cannot follow:
+	// its certificate is on record, and stays there until the log has it.
 	var refused *machine
 	var ref string
 	var err error
@@ -69,8 +71,15 @@ func TestIssuanceLogDiskFull(t *testing.T) {
 	if err := refused.take(t.Context()); imprint.KindOf(err) != imprint.NotFound {
 		t.Errorf("a certificate that is not on the log: %v", err)
 	}
-	if i, err := server.Get(t.Context(), ref); err != nil || i.Enrolment.State != imprint.Claimed || i.Enrolment.Certificate != nil {
+	if i, err := server.Get(t.Context(), ref); err != nil || i.Enrolment.State != imprint.Issued {
 		t.Errorf("the machine is %+v, %v", i.Enrolment, err)
+	}
+	next, ref := machineOf("next") // is not even signed for
+	if err := next.request(t.Context()); err == nil {
+		t.Error("a request is granted on a full disk")
+	}
+	if i, err := server.Get(t.Context(), ref); err != nil || i.Enrolment.State != imprint.Claimed || i.Enrolment.Certificate != nil {
+		t.Errorf("the next machine is %+v, %v", i.Enrolment, err)
 	}
 	if want := "no space left on device"; !strings.Contains(site.log.String(), want) {
 		t.Errorf("the server's log does not say %q", want)
@@ -91,9 +100,41 @@ func TestIssuanceLogDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	held[imprint.SerialOf(refused.leaf.SerialNumber)] = refused.keyID()
+	if err := errors.Join(next.request(t.Context()), next.enrol(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	held[imprint.SerialOf(next.leaf.SerialNumber)] = next.keyID()
 	for generation, keys := range logged(t, held, server.Client) {
 		if len(keys) != 1 {
 			t.Errorf("%s was certified for %d keys", generation, len(keys))
+		}
+	}
+}
+
+// When a machine has its certificate, over whatever channel, everybody who can
+// read the issuance log's directory finds it in the tree.
+func TestLoggedBeforeItLeaves(t *testing.T) {
+	t.Parallel()
+	site := newSite(t)
+	server := site.serve(t)
+	for n := range 20 {
+		created := server.create(t, serialOnly(fmt.Sprintf("web-%d", n)), nil)
+		m := newMachine(t, site.config.Run, created.ID)
+		if err := m.request(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.take(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for e, err := range ca.Entries(os.DirFS(filepath.Join(site.config.Data, "log")), 0) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = found || e.Serial == imprint.SerialOf(m.leaf.SerialNumber)
+		}
+		if !found {
+			t.Fatalf("machine %d has a certificate that is not in the log", n)
 		}
 	}
 }

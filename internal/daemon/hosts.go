@@ -35,7 +35,7 @@ func (d *Daemon) openHosts() {
 		return
 	}
 	d.hosts.api = hostapi.NewServer(hostapi.Config{
-		Identify: d.authorities.Identify, Enrolments: d.measuredEngine(), Instances: placedElsewhere{d.store}, Params: d.values,
+		Identify: d.authorities.Identify, Enrolments: d.measuredEngine(), Instances: placedElsewhere{d.records}, Params: d.values,
 		Facts: d.facts().of, Sealing: d.sealedWith, Own: d.hosts.own, Logger: d.Logger, Now: d.Now,
 	})
 }
@@ -50,7 +50,7 @@ func (d *Daemon) sealedWith() string {
 }
 
 // placedElsewhere reads the store for the host API.
-type placedElsewhere struct{ *store.Store }
+type placedElsewhere struct{ *records }
 
 func (p placedElsewhere) Placed(ctx context.Context, name imprint.HostName, from int64) iter.Seq2[hostapi.Notice, error] {
 	return func(yield func(hostapi.Notice, error) bool) {

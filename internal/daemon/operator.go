@@ -10,7 +10,6 @@ import (
 
 	"imprint"
 	"imprint/api"
-	"imprint/internal/ca"
 	"imprint/internal/dialect"
 	"imprint/internal/enrol"
 	"imprint/internal/host"
@@ -82,26 +81,6 @@ func attribute(c *imprint.Change, by string) {
 	}
 }
 
-// recorder is the store of the enrolment engine: what it issues is queued for the
-// log, which is told so.
-type recorder struct {
-	*store.Store
-	log *ca.Log
-}
-
-func (r recorder) Update(ctx context.Context, id imprint.InstanceID, decide func(*imprint.Instance) (imprint.Change, error)) (*imprint.Instance, error) {
-	queued := false
-	inst, err := r.Store.Update(ctx, id, func(i *imprint.Instance) (imprint.Change, error) {
-		c, err := decide(i)
-		queued = c.Log != nil
-		return c, err
-	})
-	if queued { // also after an error, when it may have been written
-		r.log.Wake()
-	}
-	return inst, err
-}
-
 // instances reads the store for the control API.
 type instances struct{ *store.Store }
 
@@ -142,7 +121,7 @@ func split(n store.Notice) []server.Notice {
 
 // placements gives the host role the instances that are placed on it.
 type placements struct {
-	store *store.Store
+	store *records
 	host  imprint.HostName
 }
 

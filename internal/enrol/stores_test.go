@@ -84,7 +84,7 @@ func (s *pair) revoked(t testing.TB) map[imprint.Serial]imprint.Revocation {
 // logged is what is queued for the log, by serial number.
 func (s *pair) logged(t testing.TB) map[imprint.Serial]string {
 	t.Helper()
-	list, err := s.store.Queued(t.Context(), "test", 1000)
+	list, err := s.store.Queued(t.Context(), "test", imprint.LogEntry{}, 1000)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,7 @@ func testLogQueue(t *testing.T, s *Store) {
 	}
 	waiting := func(want ...int) []imprint.LogEntry {
 		t.Helper()
-		queued, err := s.Queued(ctx, log, 100)
+		queued, err := s.Queued(ctx, log, imprint.LogEntry{}, 100)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,8 +60,11 @@ func testLogQueue(t *testing.T, s *Store) {
 	})
 	wantKind(t, err, imprint.Exists)
 	queued := waiting(1, 2)
-	if few, err := s.Queued(ctx, log, 1); err != nil || len(few) != 1 || few[0].Serial != first.Serial {
+	if few, err := s.Queued(ctx, log, imprint.LogEntry{}, 1); err != nil || len(few) != 1 || few[0].Serial != first.Serial {
 		t.Fatalf("%+v, %v", few, err)
+	}
+	if rest, err := s.Queued(ctx, log, queued[0], 10); err != nil || len(rest) != 1 || rest[0].Serial != queued[1].Serial {
+		t.Fatalf("after the first: %+v, %v", rest, err)
 	}
 
 	if size, err := s.LogSize(ctx, log); size != 0 || err != nil {
@@ -84,7 +87,7 @@ func testLogQueue(t *testing.T, s *Store) {
 		}
 		many = append(many, n)
 	}
-	queued, err = s.Queued(ctx, log, 1000)
+	queued, err = s.Queued(ctx, log, imprint.LogEntry{}, 1000)
 	if err != nil {
 		t.Fatal(err)
 	}

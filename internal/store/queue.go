@@ -20,10 +20,15 @@ func (s *Store) Enqueue(ctx context.Context, e imprint.LogEntry) error {
 	return nil
 }
 
-// Queued returns the oldest entries that wait for a log, at most limit.
-func (s *Store) Queued(ctx context.Context, log string, limit int) ([]imprint.LogEntry, error) {
+// Queued returns the oldest entries that wait for a log, at most limit, after
+// another one; the zero entry is before all.
+func (s *Store) Queued(ctx context.Context, log string, last imprint.LogEntry, limit int) ([]imprint.LogEntry, error) {
 	prefix := s.keys.logQueue(log)
-	p, err := s.kv.read(ctx, query{key: prefix, end: after(prefix), limit: limit})
+	first := prefix
+	if last.Log != "" {
+		first = s.keys.logEntry(&last) + "\x00"
+	}
+	p, err := s.kv.read(ctx, query{key: first, end: after(prefix), limit: limit})
 	if err != nil {
 		return nil, during(err, "read queue of", log)
 	}
