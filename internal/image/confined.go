@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,8 @@ const maxComplaint = 4 << 10
 // sandboxed lets a sandbox carry out a task on the image, and calls visit with each
 // frame of the stream.
 func (s *Source) sandboxed(ctx context.Context, task reader.Task, size int64, visit func(reader.Frame) error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	out, in, err := os.Pipe()

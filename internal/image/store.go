@@ -85,8 +85,10 @@ func (st *Store) Open(ctx context.Context, m imprint.Image, o OpenOptions) (*Sou
 	var s *Source
 	if u != nil {
 		s, err = st.fetched(ctx, client, u, want, o.Progress)
-	} else if err = st.allowed(path); err == nil {
-		s, err = open(path, path)
+	} else if real, e := st.allowed(path); e == nil {
+		s, err = open(real, path)
+	} else {
+		err = e
 	}
 	if err != nil {
 		return nil, err
@@ -173,10 +175,11 @@ func (st *Store) small(ctx context.Context, c *client, source string) ([]byte, e
 	if u != nil {
 		return c.small(ctx, u)
 	}
-	if err := st.allowed(path); err != nil {
+	real, err := st.allowed(path)
+	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(path)
+	f, err := os.Open(real)
 	if err != nil {
 		return nil, fileError("open", path, err)
 	}
@@ -228,20 +231,20 @@ func shown(u *url.URL) string {
 	return c.String()
 }
 
-// allowed fails unless a file may be an image.
-func (st *Store) allowed(path string) error {
+// allowed returns the path without links of a file that may be an image.
+func (st *Store) allowed(path string) (string, error) {
 	if st.c.Dirs == nil {
-		return nil
+		return path, nil
 	}
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return fileError("open", path, err)
+		return "", fileError("open", path, err)
 	}
 	for _, dir := range st.c.Dirs {
 		if dir, err := filepath.EvalSymlinks(dir); err == nil && strings.HasPrefix(real, strings.TrimSuffix(dir, "/")+"/") {
-			return nil
+			return real, nil
 		}
 	}
-	return imprint.Errorf(imprint.Denied, "open", path, "images are only taken from %s", strings.Join(st.c.Dirs, " and ")).
+	return "", imprint.Errorf(imprint.Denied, "open", path, "images are only taken from %s", strings.Join(st.c.Dirs, " and ")).
 		WithHint("put the image there")
 }

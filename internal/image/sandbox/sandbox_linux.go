@@ -26,7 +26,8 @@ type Limits struct {
 }
 
 // Command returns a command that runs this program again with args. The process has
-// an empty environment and no network, and ends with its parent.
+// an empty environment and no network, and ends with the thread that starts it: so a
+// goroutine that calls [Start] has to be locked to its thread until the process ended.
 func Command(ctx context.Context, args ...string) *exec.Cmd {
 	c := exec.CommandContext(ctx, "/proc/self/exe", args...)
 	c.Args[0] = "imprint"
@@ -70,6 +71,10 @@ func Enter(l Limits) error {
 	if os.Geteuid() == 0 {
 		if err := abandon(); err != nil {
 			return err
+		}
+		// The kernel forgets this when a process becomes another user's.
+		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+			return fmt.Errorf("end with the parent: %w", err)
 		}
 	}
 	// That no program may raise its privileges is what the kernel wants before a filter.

@@ -60,10 +60,29 @@ func errnoOf(_, _ uintptr, errno syscall.Errno) error {
 	return errno
 }
 
+// inBetween is a parent that starts a sandbox, says which process it is, and waits.
+func inBetween() {
+	runtime.LockOSThread()
+	c := sandbox.Command(context.Background(), "sandbox-sleep")
+	out, err := c.StdoutPipe()
+	if err == nil {
+		err = sandbox.Start(c)
+	}
+	if err == nil {
+		_, err = io.ReadFull(out, make([]byte, 5))
+	}
+	fmt.Println(c.Process.Pid, err)
+	select {}
+}
+
 // TestMain is the test or, as its child, what is in the sandbox.
 func TestMain(m *testing.M) {
 	if len(os.Args) != 2 || !strings.HasPrefix(os.Args[1], "sandbox-") {
 		os.Exit(m.Run())
+	}
+	if os.Args[1] == "sandbox-parent" {
+		go func() { time.Sleep(time.Minute); os.Exit(1) }() // whatever becomes of the test
+		inBetween()
 	}
 	err := sandbox.Enter(sandbox.Limits{Memory: 256 << 20, CPU: time.Second})
 	if err != nil {
@@ -85,6 +104,11 @@ func TestMain(m *testing.M) {
 		}
 		fmt.Println("here")
 		io.Copy(io.Discard, os.Stdin)
+	case "sandbox-sleep":
+		fmt.Println("here")
+		for {
+			time.Sleep(time.Hour)
+		}
 	case "sandbox-read":
 		b := make([]byte, 5)
 		_, err := os.NewFile(3, "file").ReadAt(b, 1)
@@ -243,4 +267,33 @@ func TestLimits(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A sandbox does not outlive who needs it, even if that is killed.
+func TestEndsWithItsParent(t *testing.T) {
+	c := exec.Command(os.Args[0], "sandbox-parent")
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Wait()
+	defer c.Process.Kill()
+	var pid int
+	var said string
+	if _, err := fmt.Fscanln(out, &pid, &said); err != nil || said != "<nil>" {
+		t.Fatalf("process %d: %s, %v", pid, said, err)
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	c.Process.Kill()
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 30_000); n != 1 {
+		t.Errorf("it is still there: %v", err)
+		unix.Kill(pid, unix.SIGKILL)
+	}
 }
