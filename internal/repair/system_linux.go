@@ -89,7 +89,8 @@ func (s *System) mountAll(ctx context.Context, r root, readOnly bool) error {
 	slices.SortStableFunc(entries, func(a, b mount) int { return cmp.Compare(depth(a.dir), depth(b.dir)) })
 	for i := range entries {
 		m := &entries[i]
-		if m.dir == "" || m.dir == "/" || !system(m.dir) {
+		again := slices.ContainsFunc(s.mounted, func(before mounted) bool { return before.dir == m.dir })
+		if m.dir == "" || m.dir == "/" || !system(m.dir) || again {
 			continue
 		}
 		v := m.find(s.volumes)
