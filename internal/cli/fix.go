@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"imprint"
 	"imprint/internal/disk"
@@ -43,7 +41,7 @@ func (o *diskOptions) flags(c *cobra.Command) {
 }
 
 // inHelper does one task to the disk in a helper VM, and shows how far it is.
-func (p *program) inHelper(ctx context.Context, o *diskOptions, memoryMiB int, t job.Task, secrets map[string]imprint.Secret) (*job.Outcome, error) {
+func (p *program) inHelper(ctx context.Context, o *diskOptions, memoryMiB int, t job.Task) (*job.Outcome, error) {
 	d, err := disk.Open(o.disk) // claims it; and that it is in use is said before a VM is started
 	if err != nil {
 		return nil, err
@@ -51,7 +49,7 @@ func (p *program) inHelper(ctx context.Context, o *diskOptions, memoryMiB int, t
 	if err := d.Close(); err != nil {
 		return nil, err
 	}
-	c := helpervm.Config{Agent: o.agent, MemoryMiB: memoryMiB, TimeLimit: o.limit, Disks: []helpervm.Disk{{Path: o.disk}}}
+	c := helpervm.Config{Agent: o.agent, MemoryMiB: memoryMiB, CPUs: 2, TimeLimit: o.limit, Disks: []helpervm.Disk{{Path: o.disk}}}
 	if o.kernel != "" {
 		c.Kernel = helpervm.KernelAt(o.kernel)
 	}
@@ -77,7 +75,7 @@ func (p *program) inHelper(ctx context.Context, o *diskOptions, memoryMiB int, t
 	if show {
 		fmt.Fprint(p.err, "starting the helper VM")
 	}
-	r, err := helpervm.Run(ctx, c, job.Job{Tasks: []job.Task{t}, Secrets: secrets})
+	r, err := helpervm.Run(ctx, c, job.Job{Tasks: []job.Task{t}})
 	clearLine()
 	if err != nil {
 		return nil, err
@@ -89,9 +87,7 @@ func (p *program) inHelper(ctx context.Context, o *diskOptions, memoryMiB int, t
 type fixOptions struct {
 	diskOptions
 	job.Repair
-	variables                   string
-	windowsAgent, windowsAnswer string
-	windowsDrivers              []string
+	variables string
 }
 
 func (p *program) fixCommand() *cobra.Command {
@@ -124,37 +120,26 @@ QEMU's firmware (a copy of OVMF_VARS.fd).`,
 	f.BoolVar(&o.RebuildInitramfs, "rebuild-initramfs", false, "build the initramfs of each kernel again")
 	f.BoolVar(&o.EFIFallback, "efi-fallback", false, "put the boot loader where UEFI firmware looks for one")
 	f.StringVar(&o.variables, "efi-vars", "", "write a boot entry into this `file` of UEFI variables, a copy of OVMF_VARS.fd")
-	f.StringVar(&o.windowsAgent, "windows-agent", "", "put this imprint-agent.exe into a Windows system")
-	f.StringVar(&o.windowsAnswer, "windows-answer", "", "put this answer `file` (unattend.xml) into a Windows system")
-	f.StringSliceVar(&o.windowsDrivers, "windows-driver", nil, "`directory` with the .inf and .sys of a virtio disk driver for a Windows system; can be repeated")
 	f.BoolVar(&o.DryRun, "dry-run", false, "say what would be done, and change nothing")
-	for _, name := range []string{"efi-vars", "windows-agent", "windows-answer", "windows-driver"} {
-		c.MarkFlagFilename(name)
-	}
+	c.MarkFlagFilename("efi-vars")
 	return c
 }
 
-// windowsAnswer is the name of the secret that the answer file is in the job.
-const windowsAnswer = "answer"
-
 func (p *program) fix(ctx context.Context, o *fixOptions) error {
-	secrets, err := o.windows()
-	if err != nil {
-		return err
-	}
-	if r := &o.Repair; !r.Grow && !r.NewIdentity && !r.EFIFallback && !r.RebuildInitramfs && len(r.Drivers) == 0 && o.variables == "" && r.Windows == nil {
+	if r := &o.Repair; !r.Grow && !r.NewIdentity && !r.EFIFallback && !r.RebuildInitramfs && len(r.Drivers) == 0 && o.variables == "" {
 		return imprint.Errorf(imprint.Invalid, "fix", o.disk, "nothing is to be done").
 			WithHint("say what: --grow, --new-identity, --add-driver, --efi-fallback or --efi-vars")
 	}
 	var store *variables
 	if o.variables != "" {
+		var err error
 		if store, err = openVariables(o.variables); err != nil {
 			return err
 		}
 		defer store.file.Close()
 	}
 	// What builds an initramfs takes more memory than the rest.
-	out, err := p.inHelper(ctx, &o.diskOptions, 1024, job.Task{Name: "fix", Repair: &o.Repair}, secrets)
+	out, err := p.inHelper(ctx, &o.diskOptions, 1024, job.Task{Name: "fix", Repair: &o.Repair})
 	if err != nil {
 		return onDisk(o.disk, err)
 	}
@@ -188,41 +173,6 @@ func (p *program) fix(ctx context.Context, o *fixOptions) error {
 			fmt.Fprintf(w, "  %s\n", line)
 		}
 	})
-}
-
-// windows completes the task by what is for Windows, and returns the secrets of it.
-func (o *fixOptions) windows() (map[string]imprint.Secret, error) {
-	if o.windowsAgent == "" && o.windowsAnswer == "" && len(o.windowsDrivers) == 0 {
-		return nil, nil
-	}
-	w := &job.Windows{}
-	o.Repair.Windows = w
-	for _, path := range slices.Concat([]string{o.windowsAgent}, o.windowsDrivers) {
-		if path == "" {
-			continue
-		}
-		full, err := filepath.Abs(path)
-		if err == nil {
-			_, err = os.Stat(full)
-		}
-		if err != nil {
-			return nil, fileError("read", path, err)
-		}
-		if path == o.windowsAgent {
-			w.Agent = full
-		} else {
-			w.Drivers = append(w.Drivers, full)
-		}
-	}
-	if o.windowsAnswer == "" {
-		return nil, nil
-	}
-	b, err := os.ReadFile(o.windowsAnswer)
-	if err != nil {
-		return nil, fileError("read", o.windowsAnswer, err)
-	}
-	w.Answer = windowsAnswer
-	return map[string]imprint.Secret{windowsAnswer: imprint.NewSecret(b)}, nil
 }
 
 // variables is a file of UEFI variables that no machine has open.
@@ -273,7 +223,7 @@ func (v *variables) boot(l *job.Loader, dryRun bool) (string, error) {
 	if err := durable.WriteFile(v.path, b, v.info.Mode().Perm()); err != nil {
 		return "", fileError("write", v.path, err)
 	}
-	if st, ok := v.info.Sys().(*unix.Stat_t); ok {
+	if st, ok := v.info.Sys().(*syscall.Stat_t); ok {
 		os.Chown(v.path, int(st.Uid), int(st.Gid)) // only root can, and only it has to
 	}
 	return fmt.Sprintf("%s of %s starts %s first", name, v.path, l.Path), nil

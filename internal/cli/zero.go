@@ -26,7 +26,7 @@ end of a file in its last block.`,
 		Example: "  imprint zero --disk /var/lib/images/template.raw",
 		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			out, err := p.inHelper(c.Context(), o, 0, job.Task{Name: "zero", Zero: task}, nil)
+			out, err := p.inHelper(c.Context(), o, 0, job.Task{Name: "zero", Zero: task})
 			if err != nil {
 				return onDisk(o.disk, err)
 			}

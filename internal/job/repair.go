@@ -22,33 +22,13 @@ type Repair struct {
 	// EFIFallback puts a boot loader where firmware without boot entries looks for it. That
 	// the disk has no EFI system partition, or no loader, is a warning; the result has no Loader then.
 	EFIFallback bool `json:"efiFallback,omitempty"`
-	// Windows is what only a Windows system gets.
-	Windows *Windows `json:"windows,omitempty"`
 
 	// DryRun finds out what would be done, and changes nothing.
 	DryRun bool `json:"dryRun,omitempty"`
 }
 
-// Windows is what a Windows system that is offline gets.
-type Windows struct {
-	Agent   string   `json:"agent,omitempty"`   // absolute path on the host of imprint-agent.exe
-	Answer  string   `json:"answer,omitempty"`  // name of the job's secret that is the answer file
-	Drivers []string `json:"drivers,omitempty"` // absolute paths on the host of directories with .inf and .sys
-}
-
 // Needs implements the interface of a task's kinds.
-func (r *Repair) Needs() Needs {
-	n := filesystemNeeds()
-	if w := r.Windows; w != nil {
-		n.Programs = append(n.Programs, "ntfsfix", "ntfs-3g", "hivexregedit", "hivexsh", "perl")
-		n.Modules = append(n.Modules, "ntfs3", "fuse")
-		n.Files = append(n.Files, w.Drivers...)
-		if w.Agent != "" {
-			n.Files = append(n.Files, w.Agent)
-		}
-	}
-	return n
-}
+func (*Repair) Needs() Needs { return filesystemNeeds() }
 
 // mountNeeds is what it takes to mount the filesystems of a system.
 func mountNeeds() Needs {

@@ -24,7 +24,7 @@ type Unpack struct {
 }
 
 // Needs implements the interface of a task's kinds.
-func (*Unpack) Needs() Needs { return Needs{Modules: []string{"ext4", "xfs", "btrfs"}} }
+func (*Unpack) Needs() Needs { return mountNeeds() }
 
 // Unpacked is what came of an [Unpack].
 type Unpacked struct {

@@ -83,9 +83,6 @@ func (f *fixing) mount(readOnly bool) (err error) {
 // mounted for reading.
 func (f *fixing) plan() error {
 	t := f.task
-	if t.Windows != nil {
-		return imprint.Errorf(imprint.Invalid, "repair", f.sys.Root.String(), "it has %s, and no Windows", f.sys.Name)
-	}
 	for i := range f.sys.volumes {
 		if v := &f.sys.volumes[i]; v.Hibernated && (t.NewIdentity || t.Grow) {
 			return imprint.Errorf(imprint.Conflict, "repair", v.String(), "it has a system that is suspended, which would not wake up again").

@@ -198,7 +198,7 @@ func (v *Volume) check(ctx context.Context, env Env, thorough bool) error {
 func packages() map[string]string {
 	return map[string]string{
 		"e2fsck": "e2fsprogs", "tune2fs": "e2fsprogs", "resize2fs": "e2fsprogs", "xfs_db": "xfsprogs", "btrfstune": "btrfs-progs",
-		"fsck.vfat": "dosfstools", "hivexregedit": "libhivex-bin", "hivexsh": "libhivex-bin", "ntfs-3g": "ntfs-3g", "ntfsfix": "ntfs-3g",
+		"fsck.vfat": "dosfstools",
 	}
 }
 
