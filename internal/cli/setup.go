@@ -50,7 +50,7 @@ func (p *program) setupSetCommand() *cobra.Command {
 		Long: `Set what a machine has for its next installation, in the place of what was set
 before. Files are those of the host on which the machine runs.`,
 		Example: "  imprint setup set web-1 --cd debian-netinst.iso --boot-order cd,disk\n" +
-			"  imprint setup set web-1 --kernel linux --initrd initrd.gz --append \"auto=true url=http://10.0.2.2/preseed\" --nic any",
+			"  imprint setup set web-1 --kernel linux --initrd initrd.gz --append auto=true --nic any",
 		Args: exactArgs("an instance"), ValidArgsFunction: p.completeInstances,
 		RunE: func(c *cobra.Command, args []string) error {
 			setup, err := o.setup()
