@@ -52,7 +52,8 @@ func (s *session) run() (*job.Result, error) {
 	if m.Hello == nil {
 		return nil, violation("it did not begin with a greeting")
 	}
-	booted := time.Since(s.begin)
+	ready := time.Since(s.begin)
+	booted := ready - min(max(m.Hello.Age, 0), ready)
 	if m.Hello.Version != job.Version {
 		return nil, imprint.Errorf(imprint.Invalid, "greet", "its agent", "it speaks version %d, this program %d", m.Hello.Version, job.Version).
 			WithHint("install imprint and imprint-agent of one release")
@@ -70,7 +71,7 @@ func (s *session) run() (*job.Result, error) {
 		case m.Progress != nil:
 			s.progress(m.Progress)
 		case m.Result != nil:
-			m.Result.Booted = booted
+			m.Result.Booted, m.Result.Ready = booted, ready
 			return s.check(m.Result)
 		default:
 			return nil, violation("it sent what only the host sends")

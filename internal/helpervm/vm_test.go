@@ -91,7 +91,10 @@ func TestEmptyJob(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("the agent ran %v after QEMU's start, the whole took %v", r.Booted, r.Took)
+	t.Logf("the agent began %v after QEMU's start, was ready after %v, and all took %v", r.Booted, r.Ready, r.Took)
+	if r.Booted <= 0 || r.Booted > r.Ready || r.Ready > r.Took {
+		t.Errorf("times are %v, %v, %v", r.Booted, r.Ready, r.Took)
+	}
 }
 
 // taken is the configuration of a VM whose agent somebody took over.

@@ -30,7 +30,7 @@ func Is() bool {
 // Main does the job, whose tasks perform runs, and powers the machine off. It does
 // not return.
 func Main(perform func(context.Context, *Env, *job.Task, *job.Outcome) error) {
-	err := serve(context.Background(), perform)
+	err := serve(context.Background(), time.Now(), perform)
 	// The host does not take this for an answer; it quotes it if there is none.
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "imprint-agent: %v\n", err)
@@ -44,7 +44,7 @@ func Main(perform func(context.Context, *Env, *job.Task, *job.Outcome) error) {
 type performer = func(context.Context, *Env, *job.Task, *job.Outcome) error
 
 // serve does one job. The result has left the machine when it returns nil.
-func serve(ctx context.Context, perform performer) error {
+func serve(ctx context.Context, begin time.Time, perform performer) error {
 	if err := prepare(); err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func serve(ctx context.Context, perform performer) error {
 	}
 	defer port.Close()
 	conn := job.NewConn(port)
-	if err := conn.Send(&job.Message{Hello: &job.Hello{Version: job.Version}}); err != nil {
+	if err := conn.Send(&job.Message{Hello: &job.Hello{Version: job.Version, Age: time.Since(begin)}}); err != nil {
 		return err
 	}
 	j, err := job.ReceiveJob(conn)

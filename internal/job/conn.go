@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -40,6 +41,8 @@ type Message struct {
 // Hello is the agent's first word.
 type Hello struct {
 	Version int `json:"version"`
+	// Age is how long the agent had been running by then, as its own clock says.
+	Age time.Duration `json:"age,omitempty"`
 }
 
 // Start says that job and secrets are complete.

@@ -13,9 +13,11 @@ type Result struct {
 	Tasks []Outcome `json:"tasks,omitempty"` // of those that were begun, in order
 	Fault *Fault    `json:"fault,omitempty"`
 
-	// Booted is how long after QEMU's start the agent's first instruction ran as the
-	// host saw it, and Took how long the whole took. The host sets them.
+	// Booted is how long after QEMU's start the agent began as PID 1, Ready how long
+	// after it the agent asked for the job, and Took how long the whole took. The host
+	// sets them; the first is as good as the guest's clock.
 	Booted time.Duration `json:"-"`
+	Ready  time.Duration `json:"-"`
 	Took   time.Duration `json:"-"`
 }
 
