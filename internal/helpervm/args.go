@@ -45,7 +45,7 @@ func (v *vm) args() []string {
 	a := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-msg", "timestamp=off",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-machine", v.machineType(), "-accel", v.acceleration(), "-cpu", "max",
+		"-machine", v.machineType(), "-accel", v.acceleration(), "-cpu", v.cpu(),
 		"-smp", strconv.Itoa(v.cpus), "-m", strconv.Itoa(v.memory),
 		"-kernel", v.kernel, "-initrd", v.initrd, "-append", v.commandLine(),
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", v.console), "-serial", "chardev:console",
@@ -84,6 +84,16 @@ func (v *vm) acceleration() string {
 		return string(qemu.KVM)
 	}
 	return fmt.Sprintf("tcg,thread=multi,tb-size=%d", tbSize)
+}
+
+// cpu is the processor's model. To emulate the string instructions that move bytes one
+// by one takes eight times as long as to emulate those that move words, so a kernel that
+// copies by the latter saves a quarter of what unpacking a package costs.
+func (v *vm) cpu() string {
+	if v.accel == qemu.KVM {
+		return "max"
+	}
+	return "max,-erms"
 }
 
 func (v *vm) device(kind string) string {

@@ -5,6 +5,8 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"imprint"
 	"imprint/internal/job"
 	"imprint/internal/unpack"
@@ -46,8 +48,13 @@ func (e *Env) unpack(ctx context.Context, t *job.Unpack) (*job.Unpacked, error) 
 	if t.MaxEntries > 0 {
 		limits.Entries = t.MaxEntries
 	}
+	var machine unix.Sysinfo_t
+	if err := unix.Sysinfo(&machine); err != nil {
+		return nil, imprint.Errorf(imprint.Internal, "look at", "the machine's memory", "%w", err)
+	}
 	sum, err := unpack.Unpack(ctx, root, pkg, t.Size, unpack.Options{
 		Owners: unpack.Owners(t.Owners), Devices: t.Devices, KeepDirectories: t.KeepDirectories, Limits: limits,
+		Memory:   int64(machine.Totalram) * int64(machine.Unit) / 4,
 		Progress: func(done, total int64) { e.Progress(done, total, "bytes") },
 	})
 	return &job.Unpacked{Entries: sum.Entries, Bytes: sum.Bytes, Changed: sum.Changed, Directories: sum.Directories}, err

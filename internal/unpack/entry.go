@@ -71,8 +71,9 @@ func refuse(kind imprint.Kind, path, format string, a ...any) *imprint.Error {
 // reader reads entries.
 type reader struct {
 	*stream
-	tar  *tar.Reader
-	last string // the name of the entry before, for what cannot be read behind it
+	tar   *tar.Reader
+	plain []byte // the archive, if memory has it
+	last  string // the name of the entry before, for what cannot be read behind it
 }
 
 // newReader begins with the first entry of a.
@@ -81,7 +82,7 @@ func newReader(a *archive) (*reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &reader{stream: s, tar: tar.NewReader(r)}, nil
+	return &reader{stream: s, tar: tar.NewReader(r), plain: a.plain}, nil
 }
 
 // next returns the next entry, or [io.EOF] behind the last if the archive ends as it has to.
@@ -116,7 +117,7 @@ func (r *reader) next() (entry, error) {
 // broken says what kind of failure err, which reading came to, is.
 func (r *reader) broken(err error) error {
 	var domain *imprint.Error
-	if errors.As(err, &domain) {
+	if errors.As(err, &domain) || errors.Is(err, errSpoolFull) {
 		return err
 	}
 	operand := "package"

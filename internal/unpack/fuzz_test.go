@@ -38,7 +38,7 @@ func FuzzUnpack(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer d.Close()
-		sum, err := unpack.Unpack(t.Context(), d, bytes.NewReader(b), int64(len(b)), unpack.Options{Devices: true, Limits: unpack.Limits{Size: 1 << 20, Entries: 300}})
+		sum, err := unpack.Unpack(t.Context(), d, bytes.NewReader(b), int64(len(b)), unpack.Options{Devices: true, Memory: int64(len(b)%3) << 15, Limits: unpack.Limits{Size: 1 << 20, Entries: 300}})
 		after := snapshot(t, root, true)
 		if got := snapshot(t, outside, true); got != beside {
 			t.Errorf("outside was\n%s and is\n%s", beside, got)

@@ -49,6 +49,8 @@ type archive struct {
 	size        int64
 	compression *compression // nil for none
 	limits      Limits
+	plain       []byte // all of it uncompressed, if memory has it
+	spool       *spool // what a compressed one is kept in by who reads it first, or nil
 }
 
 // open recognises how the package in the first size bytes of r is compressed.
@@ -88,20 +90,31 @@ const endSize = 1024
 
 var errTooLarge = errors.New("the archive has more bytes than the limit allows")
 
-// stream returns the archive from its beginning. Of a plain one it can skip parts,
-// which is then an [io.Seeker].
+// stream returns the archive from its beginning. Unless it is decompressed on the way,
+// parts of it can be skipped: then the reader is an [io.Seeker].
 func (a *archive) stream() (*stream, io.Reader, error) {
+	s := &stream{limit: a.limits.Size, close: func() error { return nil }}
 	section := io.NewSectionReader(a.r, 0, a.size)
-	if a.compression == nil {
-		s := &stream{r: section, limit: a.limits.Size, close: func() error { return nil }}
-		return s, &seekable{s, section}, nil
+	var skips io.ReadSeeker
+	switch {
+	case a.plain != nil:
+		skips = bytes.NewReader(a.plain)
+	case a.compression == nil:
+		skips = section
+	default:
+		z, err := a.compression.open(section)
+		if err != nil {
+			return nil, nil, imprint.Errorf(imprint.Invalid, "unpack", "package", "%s: %w", a.compression.name, err)
+		}
+		s.close, s.r = z.Close, z
+		if a.spool == nil {
+			return s, s, nil
+		}
+		a.spool.from(z)
+		skips = a.spool
 	}
-	z, err := a.compression.open(section)
-	if err != nil {
-		return nil, nil, imprint.Errorf(imprint.Invalid, "unpack", "package", "%s: %w", a.compression.name, err)
-	}
-	s := &stream{r: z, limit: a.limits.Size, close: z.Close}
-	return s, s, nil
+	s.r = skips
+	return s, &seekable{s, skips}, nil
 }
 
 func (s *stream) Read(p []byte) (int, error) {
@@ -149,11 +162,11 @@ func (s *stream) end() error {
 // seekable is a stream of which parts can be skipped.
 type seekable struct {
 	*stream
-	section *io.SectionReader
+	skips io.Seeker
 }
 
 func (s *seekable) Seek(offset int64, whence int) (int64, error) {
-	n, err := s.section.Seek(offset, whence)
+	n, err := s.skips.Seek(offset, whence)
 	if err == nil {
 		if n != s.n {
 			s.zeros = 0

@@ -4,6 +4,7 @@ package unpack
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 
@@ -34,6 +35,9 @@ type Options struct {
 	KeepDirectories bool   // a directory that is there keeps its owner, mode, times and attributes
 	Limits          Limits // the zero value is DefaultLimits
 
+	// Memory is how many bytes may be taken to keep a compressed package in, which then
+	// need not be decompressed twice.
+	Memory int64
 	// Progress is told from time to time how many bytes of the files' contents are
 	// written, of how many; nil if nobody wants to know.
 	Progress func(done, total int64)
@@ -54,7 +58,8 @@ type Summary struct {
 }
 
 // Unpack writes the package in the first size bytes of r onto the directory root,
-// which has to be open for reading. It needs root's capabilities.
+// which has to be open for reading. It needs root's capabilities. It is fastest if r is
+// an [os.File], which nobody may shorten meanwhile.
 //
 // It fails, with the entry as operand, with kind [imprint.Invalid] for a package
 // that may not be unpacked, [imprint.Conflict] for one that does not fit what is
@@ -73,13 +78,25 @@ func Unpack(ctx context.Context, root *os.File, r io.ReaderAt, size int64, o Opt
 	if o.Limits == (Limits{}) {
 		o.Limits = DefaultLimits()
 	}
-	p, err := open(r, size, o.Limits)
+	a, err := open(r, size, o.Limits)
 	if err != nil {
 		return Summary{}, err
 	}
-	plan, err := check(ctx, root, p, &o)
+	free, err := a.hold(o.Memory)
 	if err != nil {
 		return Summary{}, err
 	}
-	return write(ctx, root, p, plan, &o)
+	defer free()
+	plan, err := check(ctx, root, a, &o)
+	if errors.Is(err, errSpoolFull) {
+		a.spool = nil // it has to be decompressed twice
+		plan, err = check(ctx, root, a, &o)
+	}
+	if err != nil {
+		return Summary{}, err
+	}
+	if a.spool != nil {
+		a.plain = a.spool.bytes()
+	}
+	return write(ctx, root, a, plan, &o)
 }

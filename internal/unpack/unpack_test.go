@@ -218,14 +218,38 @@ func TestUnpack(t *testing.T) {
 		tar.Header{Typeflag: tar.TypeFifo, Name: "srv/fifo", Mode: 0o622},
 	)
 	root, outside := newRoot(t)
-	for name, b := range map[string][]byte{
-		"tar": b, "gzip": gzipped(t, b), "zstd": compress(t, b, "zstd"), "xz": compress(t, b, "xz"),
+	for name, from := range map[string]struct {
+		b      []byte
+		memory int64
+		file   bool
+	}{
+		"tar": {b: b}, "gzip": {b: gzipped(t, b)}, "zstd": {b: compress(t, b, "zstd")}, "xz": {b: compress(t, b, "xz")},
+		"tar in a file": {b: b, file: true}, "gzip in a file": {b: gzipped(t, b), file: true}, "gzip in memory": {b: gzipped(t, b), memory: 1 << 20},
+		"zstd in memory": {b: compress(t, b, "zstd"), memory: int64(len(b))}, "xz in too little memory": {b: compress(t, b, "xz"), memory: int64(len(b)) - 1},
 	} {
 		root := root + name
 		if out, err := exec.Command("cp", "-a", strings.TrimSuffix(root, name), root).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		sum, err := unpackTo(t, root, b, unpack.Options{})
+		var r io.ReaderAt = bytes.NewReader(from.b)
+		if from.file {
+			path := filepath.Join(t.TempDir(), "package")
+			if err := os.WriteFile(path, append(slices.Clone(from.b), "padding"...), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			r = f
+		}
+		d, err := os.Open(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		sum, err := unpack.Unpack(t.Context(), d, r, int64(len(from.b)), unpack.Options{Memory: from.memory})
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -321,6 +345,12 @@ func TestRefused(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			root, outside := newRoot(t)
 			before, beside := snapshot(t, root, true), snapshot(t, outside, true)
+			for _, c.options.Memory = range []int64{1 << 20, 1000} {
+				if _, err := unpackTo(t, root, c.pack, c.options); err == nil || !strings.Contains(err.Error()+imprint.HintOf(err), c.want) {
+					t.Errorf("with memory for %d bytes: %v; want %s", c.options.Memory, err, c.want)
+				}
+			}
+			c.options.Memory = 0
 			sum, err := unpackTo(t, root, c.pack, c.options)
 			if err == nil {
 				t.Fatal("it was unpacked")

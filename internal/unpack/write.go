@@ -45,7 +45,7 @@ const (
 
 // write reads the package again and does what p says.
 func write(ctx context.Context, root *os.File, a *archive, p *plan, o *Options) (Summary, error) {
-	w := &writer{root: int(root.Fd()), o: o, plan: p, dir: -1, buf: make([]byte, chunk), sum: Summary{Entries: len(p.steps), Bytes: p.total}}
+	w := &writer{root: int(root.Fd()), o: o, plan: p, dir: -1, sum: Summary{Entries: len(p.steps), Bytes: p.total}}
 	defer w.leave()
 	r, err := newReader(a)
 	if err != nil {
@@ -68,7 +68,7 @@ func write(ctx context.Context, root *os.File, a *archive, p *plan, o *Options) 
 			return w.sum, changed(e.path)
 		}
 		w.sum.Changed = true
-		if err := w.step(ctx, s, &e, r.tar); err != nil {
+		if err := w.step(ctx, s, &e, r); err != nil {
 			return w.sum, failed(e.path, err)
 		}
 	}
@@ -108,7 +108,7 @@ func failed(path string, err error) error {
 }
 
 // step writes one entry, whose contents are in r.
-func (w *writer) step(ctx context.Context, s *step, e *entry, r io.Reader) error {
+func (w *writer) step(ctx context.Context, s *step, e *entry, r *reader) error {
 	for _, path := range s.parents {
 		if err := w.makeParent(path); err != nil {
 			return err
@@ -189,7 +189,7 @@ func (w *writer) makeParent(path string) error {
 }
 
 // make makes what is not a directory under a name that is not there yet.
-func (w *writer) make(ctx context.Context, name string, s *step, e *entry, r io.Reader) error {
+func (w *writer) make(ctx context.Context, name string, s *step, e *entry, r *reader) error {
 	switch e.kind {
 	case file:
 		return w.makeFile(ctx, name, e, r)
@@ -225,7 +225,7 @@ func (w *writer) make(ctx context.Context, name string, s *step, e *entry, r io.
 }
 
 // makeFile makes a regular file.
-func (w *writer) makeFile(ctx context.Context, name string, e *entry, r io.Reader) error {
+func (w *writer) makeFile(ctx context.Context, name string, e *entry, r *reader) error {
 	how := unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC, Mode: 0o600,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
 	fd, err := openat2(w.dir, name, &how)
@@ -241,14 +241,14 @@ func (w *writer) makeFile(ctx context.Context, name string, e *entry, r io.Reade
 }
 
 // copy writes the contents of e to fd.
-func (w *writer) copy(ctx context.Context, fd int, e *entry, r io.Reader) error {
+func (w *writer) copy(ctx context.Context, fd int, e *entry, r *reader) error {
 	var off int64
 	for off < e.size {
 		if err := ctx.Err(); err != nil {
 			return imprint.Errorf(imprint.Unavailable, "unpack", e.path, "%w", err)
 		}
-		b := w.buf[:min(int64(len(w.buf)), e.size-off)]
-		if _, err := io.ReadFull(r, b); err != nil {
+		b, err := w.next(r, e, off)
+		if err != nil {
 			return err
 		}
 		if err := pwrite(fd, b, off, e.sparse); err != nil {
@@ -264,6 +264,25 @@ func (w *writer) copy(ctx context.Context, fd int, e *entry, r io.Reader) error 
 		return unix.Ftruncate(fd, e.size) // it may end with a hole
 	}
 	return nil
+}
+
+// next returns what follows at the offset off in a file's contents.
+func (w *writer) next(r *reader, e *entry, off int64) ([]byte, error) {
+	n := min(chunk, e.size-off)
+	if !e.sparse && r.plain != nil { // where it is in memory; the reader skips it
+		if r.n+off+n > int64(len(r.plain)) {
+			return nil, changed(e.path)
+		}
+		return r.plain[r.n+off:][:n], nil
+	}
+	if w.buf == nil {
+		w.buf = make([]byte, chunk)
+	}
+	b := w.buf[:n]
+	if _, err := io.ReadFull(r.tar, b); err != nil {
+		return nil, r.broken(err)
+	}
+	return b, nil
 }
 
 // pwrite writes b, without what is zero if the file is sparse.
