@@ -345,6 +345,43 @@ func TestPackageThatChanges(t *testing.T) {
 	}
 }
 
+// Nor is it when the file with the package changes while it is unpacked, so that what is
+// behind a header lies elsewhere, and beyond the end.
+func TestFileThatChanges(t *testing.T) {
+	root, _ := newRoot(t)
+	big := strings.Repeat("x", 4<<10)
+	first := pack(t, file("a", "1"), file("b", big))
+	shifted := file("b", big)
+	shifted.Format, shifted.PAXRecords = tar.FormatPAX, map[string]string{"comment": strings.Repeat("c", 600)}
+	path := filepath.Join(t.TempDir(), "package")
+	if err := os.WriteFile(path, first, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	d, err := os.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	_, err = unpack.Unpack(t.Context(), d, f, int64(len(first)), unpack.Options{Progress: func(done, total int64) {
+		if done == 1 {
+			if _, err := f.WriteAt(pack(t, file("a", "1"), shifted)[:len(first)], 0); err != nil {
+				t.Error(err)
+			}
+		}
+	}})
+	if err == nil || !strings.Contains(err.Error(), "unpack b: the package is not the one that was checked") {
+		t.Errorf("%v", err)
+	}
+	if got := snapshot(t, root, false); strings.Contains(got, "\"b\" ") {
+		t.Errorf("a part of it is there: %s", got)
+	}
+}
+
 // An interrupted unpacking stops.
 func TestInterrupted(t *testing.T) {
 	root, _ := newRoot(t)
