@@ -38,7 +38,7 @@ func compressions() []compression {
 		{"lzip", "LZIP", nil},
 		{"lz4", "\x04\x22\x4d\x18", nil},
 		{"compress", "\x1f\x9d", nil},
-		{"zip", "PK", nil},
+		{"zip", "PK\x03\x04", nil},
 		{"cpio", "070701", nil},
 	}
 }
@@ -53,16 +53,25 @@ type archive struct {
 	spool       *spool // what a compressed one is kept in by who reads it first, or nil
 }
 
+// All but archives of the time before POSIX have it, behind the first name.
+const (
+	tarMagic       = "ustar"
+	tarMagicOffset = 257
+)
+
 // open recognises how the package in the first size bytes of r is compressed.
 func open(r io.ReaderAt, size int64, limits Limits) (*archive, error) {
 	if size <= 0 {
 		return nil, imprint.Errorf(imprint.Invalid, "unpack", "package", "it is empty")
 	}
-	head := make([]byte, min(size, 8))
+	head := make([]byte, min(size, tarMagicOffset+int64(len(tarMagic))))
 	if _, err := r.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, imprint.Errorf(imprint.Internal, "read", "package", "%w", err)
 	}
 	a := &archive{r: r, size: size, limits: limits}
+	if bytes.HasSuffix(head, []byte(tarMagic)) {
+		return a, nil // whatever it begins with is a name
+	}
 	for _, c := range compressions() {
 		if !bytes.HasPrefix(head, []byte(c.magic)) {
 			continue

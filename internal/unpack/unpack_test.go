@@ -286,6 +286,16 @@ func TestUnpack(t *testing.T) {
 	}
 }
 
+// A plain archive may begin with a name that looks like something else.
+func TestNameLikeMagic(t *testing.T) {
+	root, _ := newRoot(t)
+	for _, name := range []string{"BZh", "PK\x03\x04", "070701", "\x1f\x8b"} {
+		if _, err := unpackTo(t, root, pack(t, file(name, "x")), unpack.Options{}); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
 // What may not be unpacked is refused by name, and the root is as it was: also what
 // is only found at the end of the package.
 func TestRefused(t *testing.T) {
