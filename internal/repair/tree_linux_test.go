@@ -60,6 +60,9 @@ func TestFallback(t *testing.T) {
 		if err != nil || !slices.Equal(would, did) {
 			t.Errorf("%s: would write %q, wrote %q, %v", name, would, did, err)
 		}
+		if len(did) > 0 && !strings.HasPrefix(did[len(did)-1], "EFI/BOOT/BOOT") {
+			t.Errorf("%s: the loader is not the last of %q, though it needs the others", name, did)
+		}
 		names, _ := os.ReadDir(filepath.Join(dir, "EFI/BOOT"))
 		if len(names) != len(c.want) {
 			t.Errorf("%s: there are %v", name, names)
