@@ -227,8 +227,8 @@ func TestHostileCompression(t *testing.T) {
 		return out
 	}
 	qcow2 := made(t, mib, "-O", "qcow2")
-	for _, program := range []string{"gzip", "xz", "zstd", "bzip2"} {
-		need.Program(t, program, program)
+	for program, debianPackage := range map[string]string{"gzip": "gzip", "xz": "xz-utils", "zstd": "zstd", "bzip2": "bzip2"} {
+		need.Program(t, program, debianPackage)
 		good := compress(program+" -c", diskBytes(4, mib))
 		bomb := compress("head -c 67108864 /dev/zero | "+program+" -c", nil)
 		refusedUntouched(t, func() []byte { return bytes.Clone(good) }, map[string]change{

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -70,6 +71,19 @@ func (c *counted) Write(b []byte) (int, error) {
 	return n, err
 }
 
+// requests are those that came so far, and bytes how many of files were sent.
+func (s *server) requests() []*http.Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.asked)
+}
+
+func (s *server) bytes() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sent
+}
+
 // cutAfter answers with the whole file, of which only n bytes come.
 func (s *server) cutAfter(w http.ResponseWriter, b []byte, n int) bool {
 	w.Header().Set("ETag", etag(b))
@@ -117,8 +131,8 @@ func TestFetchedOnce(t *testing.T) {
 		})
 	}
 	group.Wait()
-	if len(web.asked) != 1 {
-		t.Errorf("it was asked for %d times", len(web.asked))
+	if len(web.requests()) != 1 {
+		t.Errorf("it was asked for %d times", len(web.requests()))
 	}
 	for path, mode := range map[string]os.FileMode{"": 0o700, "blobs": 0o700, "blobs/" + strings.Replace(sumOf(want), ":", "-", 1): 0o400} {
 		if info, err := os.Stat(filepath.Join(cache, path)); err != nil || info.Mode().Perm() != mode {
@@ -145,10 +159,10 @@ func TestGoesOnAfterACut(t *testing.T) {
 	}
 	defer s.Close()
 	holds(t, s, want)
-	if len(web.asked) != 2 || web.sent > mib {
-		t.Errorf("%d requests, of which those after the cut sent %d bytes", len(web.asked), web.sent)
+	if len(web.requests()) != 2 || web.bytes() > mib {
+		t.Errorf("%d requests, of which those after the cut sent %d bytes", len(web.requests()), web.bytes())
 	}
-	if r := web.asked[1]; r.Header.Get("Range") != fmt.Sprintf("bytes=%d-", 3*mib) || r.Header.Get("If-Range") != etag(want) {
+	if r := web.requests()[1]; r.Header.Get("Range") != fmt.Sprintf("bytes=%d-", 3*mib) || r.Header.Get("If-Range") != etag(want) {
 		t.Errorf("the second asks for %q if it is %q", r.Header.Get("Range"), r.Header.Get("If-Range"))
 	}
 }
@@ -288,8 +302,8 @@ func TestServerAtFault(t *testing.T) {
 			if said := err.Error() + imprint.HintOf(err); strings.Contains(said, "hunter2") {
 				t.Errorf("the token is in %q", said)
 			}
-			if test.asked > 0 && len(web.asked) != test.asked {
-				t.Errorf("it was asked %d times; want %d", len(web.asked), test.asked)
+			if test.asked > 0 && len(web.requests()) != test.asked {
+				t.Errorf("it was asked %d times; want %d", len(web.requests()), test.asked)
 			}
 			if left, _ := os.ReadDir(filepath.Join(cache, "blobs")); len(left) > 0 {
 				t.Errorf("the cache has %v", left)
@@ -349,8 +363,8 @@ func TestNoWayFromTLS(t *testing.T) {
 	defer named.Close()
 	ca := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: named.Certificate().Raw}))
 	_, err := storeIn(t.TempDir(), 0).Open(t.Context(), imprint.Image{Source: named.URL + "/a.raw", CA: ca}, image.OpenOptions{})
-	if imprint.KindOf(err) != imprint.Denied || !strings.Contains(err.Error(), "from https to plain http") || len(plain.asked) > 0 {
-		t.Errorf("%v, after %d requests", err, len(plain.asked))
+	if imprint.KindOf(err) != imprint.Denied || !strings.Contains(err.Error(), "from https to plain http") || len(plain.requests()) > 0 {
+		t.Errorf("%v, after %d requests", err, len(plain.requests()))
 	}
 }
 
@@ -376,10 +390,10 @@ func TestCacheIsBounded(t *testing.T) {
 	use("/b")
 	use("/a")
 	use("/c") // for which b has to go
-	before := len(web.asked)
+	before := len(web.requests())
 	use("/a")
 	use("/c")
-	if len(web.asked) != before {
+	if len(web.requests()) != before {
 		t.Errorf("what was used last was fetched again")
 	}
 	cached, err := storeIn(cache, 0).Cached()
@@ -460,6 +474,7 @@ func TestKilledWhileFetching(t *testing.T) {
 	want := diskBytes(11, 4*mib)
 	web := serve(t, map[string][]byte{"/a.raw": want})
 	got := make(chan struct{})
+	web.mu.Lock() // since the client is another process
 	web.wrong = func(n int, w http.ResponseWriter, r *http.Request) bool {
 		if n > 1 {
 			return false
@@ -472,6 +487,7 @@ func TestKilledWhileFetching(t *testing.T) {
 		<-r.Context().Done()
 		return true
 	}
+	web.mu.Unlock()
 	cache := t.TempDir()
 	c := exec.Command(os.Args[0], childFetch, web.URL+"/a.raw", cache, sumOf(want))
 	out, err := c.StdoutPipe()
@@ -496,8 +512,8 @@ func TestKilledWhileFetching(t *testing.T) {
 	}
 	defer s.Close()
 	holds(t, s, want)
-	if len(web.asked) != 2 || web.asked[1].Header.Get("Range") == "" || web.sent >= int64(len(want)) {
-		t.Errorf("%d requests, the second for %q", len(web.asked), web.asked[1].Header.Get("Range"))
+	if len(web.requests()) != 2 || web.requests()[1].Header.Get("Range") == "" || web.bytes() >= int64(len(want)) {
+		t.Errorf("%d requests, the second for %q", len(web.requests()), web.requests()[1].Header.Get("Range"))
 	}
 }
 
@@ -522,8 +538,8 @@ func TestDamagedPartial(t *testing.T) {
 	}
 	defer s.Close()
 	holds(t, s, want)
-	if len(web.asked) != 2 {
-		t.Errorf("%d requests", len(web.asked))
+	if len(web.requests()) != 2 {
+		t.Errorf("%d requests", len(web.requests()))
 	}
 }
 
