@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math"
 	"strings"
@@ -172,7 +173,7 @@ func layFAT(v *Volume, g fatGeometry, format string) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &fatVolume{g: g, v: v, id: binary.LittleEndian.Uint32(v.digest()), label: strings.ToUpper(v.Label), next: 2}
+	f := &fatVolume{g: g, v: v, id: v.serial(), label: strings.ToUpper(v.Label), next: 2}
 	f.m.size = int64(g.total) * g.sector
 	root := newFATNode(top)
 	if entries := f.entries(root, true); g.rootEntries != 0 && entries > int(g.rootEntries) {
@@ -189,16 +190,26 @@ func layFAT(v *Volume, g fatGeometry, format string) (*image, error) {
 	return &f.m, nil
 }
 
-// digest is of all that v holds: numbers that have to differ between volumes are
-// taken from it.
+// serial is a number that differs between volumes, as far as 32 bits can.
+func (v *Volume) serial() uint32 {
+	h := crc32.New(crc32.MakeTable(crc32.Castagnoli)) // processors have it
+	v.hash(h)
+	return h.Sum32()
+}
+
+// digest is of all that v holds: identifiers that have to be unique are taken from it.
 func (v *Volume) digest() []byte {
 	h := sha256.New()
+	v.hash(h)
+	return h.Sum(nil)
+}
+
+func (v *Volume) hash(h io.Writer) {
 	fmt.Fprintf(h, "%q %d\n", v.Label, v.Time.Unix())
 	for _, path := range sortedPaths(v.Files) {
 		fmt.Fprintf(h, "%q %d\n", path, len(v.Files[path]))
 		h.Write(v.Files[path])
 	}
-	return h.Sum(nil)
 }
 
 func newFATNode(n *node) *fatNode {

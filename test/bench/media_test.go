@@ -4,6 +4,7 @@ package bench
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -15,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"imprint"
 	"imprint/internal/dialect"
@@ -69,9 +72,9 @@ func writeTree(t *testing.T, dir string, v *media.Volume) {
 	}
 }
 
-// TestMedia writes a config drive as an ISO and as a floppy, whole from the
-// instance to the file, beside the programs that people script, and as a NoCloud seed
-// where the program writes nothing else. Nobody syncs.
+// TestMedia makes a config drive as an ISO and as a floppy, from the files that are
+// on it, in this process's memory and as a new file, beside the programs that people
+// script, and as a NoCloud seed where the program writes nothing else. Nobody syncs.
 func TestMedia(t *testing.T) {
 	genisoimage, xorriso, localds := need.Program(t, "genisoimage", "genisoimage"), need.Program(t, "xorriso", "xorriso"), need.Program(t, "cloud-localds", "cloud-image-utils")
 	mformat, mcopy := need.Program(t, "mformat", "mtools"), need.Program(t, "mcopy", "mtools")
@@ -79,20 +82,26 @@ func TestMedia(t *testing.T) {
 	tree := filepath.Join(dir, "tree") // the programs find it ready
 	writeTree(t, tree, render())
 	out := filepath.Join(dir, "medium")
-	ours := func(carrier string) func() {
+	volume := render() // and so does imprint
+	ours := func(carrier string) map[string]func() {
 		c, err := media.CarrierOf(carrier)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return func() {
-			f, err := os.Create(out)
-			if err != nil {
+		write := func(f *os.File, err error) {
+			if err == nil {
+				err = c.Write(f, volume, 0)
+			}
+			if err := errors.Join(err, f.Close()); err != nil {
 				t.Fatal(err)
 			}
-			defer f.Close()
-			if err := c.Write(f, render(), 0); err != nil {
-				t.Fatal(err)
-			}
+		}
+		return map[string]func(){
+			"imprint in memory": func() {
+				fd, err := unix.MemfdCreate("medium", unix.MFD_CLOEXEC)
+				write(os.NewFile(uintptr(fd), "medium"), err)
+			},
+			"imprint to a file": func() { write(os.Create(out)) },
 		}
 	}
 	program := func(name string, arg ...string) {
@@ -103,7 +112,7 @@ func TestMedia(t *testing.T) {
 	seed := seedFiles(t, dir)
 	for _, pair := range []struct {
 		name   string
-		ours   func()
+		ours   map[string]func()
 		theirs map[string]func()
 	}{
 		{"iso", ours("iso"), map[string]func(){
@@ -117,7 +126,7 @@ func TestMedia(t *testing.T) {
 		}}},
 	} {
 		writers, took := maps.Clone(pair.theirs), map[string][]time.Duration{}
-		writers["imprint"] = pair.ours
+		maps.Copy(writers, pair.ours)
 		for range mediaTurns {
 			for name, write := range writers {
 				for range mediaPerTurn {
@@ -129,8 +138,10 @@ func TestMedia(t *testing.T) {
 			}
 		}
 		median := func(name string) float64 { d := took[name]; slices.Sort(d); return d[len(d)/2].Seconds() * 1e3 }
-		for _, peer := range slices.Sorted(maps.Keys(pair.theirs)) {
-			fmt.Printf("%-7s imprint %8.3f ms   %-18s %8.2f ms   ratio %.0f\n", pair.name, median("imprint"), peer, median(peer), median(peer)/median("imprint"))
+		for _, us := range slices.Sorted(maps.Keys(pair.ours)) {
+			for _, peer := range slices.Sorted(maps.Keys(pair.theirs)) {
+				fmt.Printf("%-7s %s %8.3f ms   %-18s %8.2f ms   ratio %.1f\n", pair.name, us, median(us), peer, median(peer), median(peer)/median(us))
+			}
 		}
 	}
 }
