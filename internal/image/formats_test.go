@@ -2,6 +2,7 @@ package image_test
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -115,8 +116,15 @@ func TestEveryFormatIsWrittenWhole(t *testing.T) {
 		"bzip2":                      {need.Program(t, "bzip2", "bzip2"), "-c"},
 	}
 	for name, make := range formats {
-		for size, what := range map[int]string{7*mib + 512: "", 512: " of a sector", 3 * mib: ""} {
-			t.Run(name+what, func(t *testing.T) {
+		sizes := []int{5*mib + 512, 512}
+		switch name {
+		case "xz", "bzip2": // which are slow
+			sizes = []int{mib + 512, 512}
+		case "raw", "qcow2": // whose beginning and end overlap, of what is written last
+			sizes = append(sizes, 3*mib/2)
+		}
+		for _, size := range sizes {
+			t.Run(fmt.Sprintf("%s, %d bytes", name, size), func(t *testing.T) {
 				want := diskBytes(uint64(size), size)
 				source := write(t, "image", want)
 				if len(make) > 0 {
@@ -140,7 +148,7 @@ func TestEveryFormatIsWrittenWhole(t *testing.T) {
 				if strings.HasPrefix(name, "vmdk") { // whose disks are of whole grains
 					want = append(want, bytes.Repeat([]byte{0}, (65536-size%65536)%65536)...)
 				}
-				disk := dirty(t, 8*mib)
+				disk := dirty(t, 6*mib)
 				w, err := install(t, source, disk)
 				if err != nil {
 					t.Fatal(err)
