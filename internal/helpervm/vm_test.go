@@ -163,7 +163,7 @@ func TestHostileScript(t *testing.T) {
 		short              bool
 	}{
 		{"never ends", "while :; do :; done", "it was not done within 2s", true},
-		{"forks endlessly", "f() { f | f & }; f; wait; sleep 100", "(it had more than 20 processes at once|it was not done within 2s)", true},
+		{"forks endlessly", "f() { f | f & }; f; sleep 1; exit 3", "it had more than 20 processes at once", false},
 		{"takes all memory", "x=$(yes aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa | tr -d '\\n')", "it used more memory than 64 MiB", false},
 		{"fills /tmp", "dd if=/dev/zero of=/tmp/a bs=1M; for i in 1 2 3 4 5 6 7 8 9; do for j in 1 2 3 4 5 6 7 8 9; do head -c 1000000 /dev/zero > /tmp/$i$j; done; done", "(it used more memory than 64 MiB|it wrote a file of more than 1 MiB)", false},
 		{"floods its output", "yes $(head -c 3000 /dev/zero | tr '\\\\0' x)", "it printed more than 1 MiB", false},
