@@ -39,7 +39,7 @@ bench:
 	@test/setup bench
 	$(GO) test -tags bench -run '^$$' -bench Enrolments -benchtime 1x -timeout 60m ./test/bench/
 	$(GO) test -tags bench -run '^$$' -bench Serial -benchtime 200x -timeout 60m ./test/bench/
-	$(GO) test -tags bench -run 'TestMetadata|TestBootStorm|TestFirstByte|TestMedia|TestImage|TestPersonalize' -v -timeout 60m ./test/bench/
+	$(GO) test -tags bench -run 'TestMetadata|TestBootStorm|TestFirstByte|TestMedia|TestImage|TestPersonalize|TestHelperVM' -v -timeout 60m ./test/bench/
 	$(GO) test -tags bench -run TestScale -v -timeout 60m ./internal/store/ -store.scale $(or $(SCALE),100000)
 
 lint:
