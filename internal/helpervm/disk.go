@@ -5,6 +5,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strconv"
 	"syscall"
 
 	"imprint"
@@ -38,6 +39,13 @@ func (d *Disk) open() (*openDisk, error) {
 	switch {
 	case (d.Path == "") == (d.File == nil):
 		return nil, imprint.Errorf(imprint.Invalid, "open", "disk", "it has to be a path or an open file")
+	case d.File != nil && d.ReadOnly:
+		// A descriptor for writing too is not what QEMU takes for a disk that is only read.
+		f, err := os.Open("/proc/self/fd/" + strconv.Itoa(int(d.File.Fd())))
+		if err != nil {
+			return nil, openError(d.File.Name(), err)
+		}
+		o.name, o.file, o.claim = d.File.Name(), f, f
 	case d.File != nil:
 		o.name = d.File.Name()
 	case d.ReadOnly:
