@@ -31,6 +31,7 @@ type Source struct {
 	info   fs.FileInfo
 	want   []sum  // all of which the file has to have
 	size   int64  // of the virtual disk; -1 until it was measured
+	flaw   error  // why it is no image
 	spoilt func() // what to do if the file has other sums
 }
 
@@ -72,7 +73,7 @@ func (s *Source) look() (err error) {
 		s.size, err = s.FileSize, s.foot()
 	}
 	if err != nil {
-		return imprint.Errorf(imprint.Invalid, "open", s.Origin, "%w, which cannot be installed from", err).
+		s.flaw = imprint.Errorf(imprint.Invalid, "open", s.Origin, "%w, which cannot be installed from", err).
 			WithHint("raw, qcow2 and VMDK images can be, and gzip, xz, zstd and bzip2 around a raw one; convert it: qemu-img convert -O qcow2")
 	}
 	return nil
@@ -96,6 +97,9 @@ func (s *Source) written() bool {
 
 // expect makes sure that the format is the one that was asked for, if any was.
 func (s *Source) expect(format string) error {
+	if s.flaw != nil {
+		return s.flaw
+	}
 	if format != "" && format != s.Format.Name {
 		return imprint.Errorf(imprint.Invalid, "open", s.Origin, "it is %s, where %s was asked for", s.Format, format)
 	}

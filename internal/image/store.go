@@ -55,6 +55,8 @@ func NewStore(c Config) *Store {
 type OpenOptions struct {
 	// Credentials is "user:password" for HTTP basic authentication; zero is none.
 	Credentials imprint.Secret
+	// Archive says that it is a package to unpack, and no image: what it is made of, others judge.
+	Archive bool
 	// Progress is called now and then while the image is fetched, with the bytes that
 	// are here and that there will be; total is -1 if the server does not say.
 	Progress func(done, total int64)
@@ -94,7 +96,10 @@ func (st *Store) Open(ctx context.Context, m imprint.Image, o OpenOptions) (*Sou
 		return nil, err
 	}
 	s.want = append(s.want, want...)
-	if err = s.expect(m.Format); err == nil && m.Sums == "" && m.Signature != "" {
+	if !o.Archive {
+		err = s.expect(m.Format)
+	}
+	if err == nil && m.Sums == "" && m.Signature != "" {
 		err = st.signed(ctx, client, s, m)
 	}
 	if err != nil {
