@@ -170,7 +170,7 @@ func (p *program) prepareInstall(ctx context.Context, client *api.Client, d *api
 	if err := installable(d); err != nil {
 		return nil, err
 	}
-	img, dirs, err := o.chosenImage(i)
+	img, err := o.chosenImage(i)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +186,7 @@ func (p *program) prepareInstall(ctx context.Context, client *api.Client, d *api
 		}
 		w.injected = append(w.injected, one)
 	}
-	changes := &installChanges{vm: helpervm.Config{MemoryMiB: o.memory, CPUs: o.cpus, TimeLimit: o.helperLimit, Instance: i.Ref}}
+	changes := &installChanges{warn: func(text string) { fmt.Fprintf(p.err, "note: %s\n", text) }, vm: helpervm.Config{MemoryMiB: o.memory, CPUs: o.cpus, TimeLimit: o.helperLimit, Instance: i.Ref}}
 	if o.showLog {
 		changes.log = func(l job.Log) { fmt.Fprintf(p.err, "%s: %s\n", l.Task, l.Line) }
 	}
@@ -202,16 +202,26 @@ func (p *program) prepareInstall(ctx context.Context, client *api.Client, d *api
 		}
 	}
 	changes.vm.Agent = o.agent
-	packages := slices.Clone(i.Spec.Personalization)
+	// Only who gives the command may name any file of this machine.
+	listed := image.NewStore(image.Config{Cache: o.cache, Dirs: o.imageDirs})
+	named := image.NewStore(image.Config{Cache: o.cache})
+	var packages []wantedPackage
+	for _, one := range i.Spec.Personalization {
+		packages = append(packages, wantedPackage{one, listed})
+	}
 	for _, source := range o.packages {
 		url, err := asURL(source)
 		if err != nil {
 			return nil, err
 		}
-		packages = append(packages, imprint.Package{Source: url})
+		packages = append(packages, wantedPackage{imprint.Package{Source: url}, named})
+	}
+	store := named
+	if o.source == "" {
+		store = listed
 	}
 	w.sources = &installSources{
-		installImage: installImage{store: image.NewStore(image.Config{Cache: o.cache, Dirs: dirs}), image: *img, verify: o.verify, room: size},
+		installImage: installImage{store: store, image: *img, verify: o.verify, room: size},
 		packages:     packages, changes: changes, injected: w.pack,
 		secret: func(param string) (imprint.Secret, error) {
 			return imprint.Secret{}, imprint.Errorf(imprint.Unavailable, "read", "parameter "+param, "its value is not given to operators")
@@ -264,16 +274,16 @@ func installable(d *api.Description) error {
 	return nil
 }
 
-// chosenImage returns the image, and where files may be that it names.
-func (o *installOptions) chosenImage(i *api.Instance) (*imprint.Image, []string, error) {
+// chosenImage returns the image, of the flags or else of the manifest.
+func (o *installOptions) chosenImage(i *api.Instance) (*imprint.Image, error) {
 	if o.source == "" {
 		if o.Image != (imprint.Image{}) || o.key+o.ca != "" {
-			return nil, nil, imprint.Errorf(imprint.Invalid, "install", i.Ref, "it is said by what the image is known, and not which it is").WithHint("name it with --image; what is in the manifest stays as it is")
+			return nil, imprint.Errorf(imprint.Invalid, "install", i.Ref, "it is said by what the image is known, and not which it is").WithHint("name it with --image; what is in the manifest stays as it is")
 		}
 		if i.Spec.Image == nil {
-			return nil, nil, imprint.Errorf(imprint.Invalid, "install", i.Ref, "its manifest names no image").WithHint("give one with --image")
+			return nil, imprint.Errorf(imprint.Invalid, "install", i.Ref, "its manifest names no image").WithHint("give one with --image")
 		}
-		return i.Spec.Image, o.imageDirs, nil
+		return i.Spec.Image, nil
 	}
 	img := o.Image
 	img.Source = o.source
@@ -283,7 +293,7 @@ func (o *installOptions) chosenImage(i *api.Instance) (*imprint.Image, []string,
 		}
 		b, err := readLimited(path, imprint.MaxKeyText)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		*to = string(b)
 	}
@@ -293,11 +303,11 @@ func (o *installOptions) chosenImage(i *api.Instance) (*imprint.Image, []string,
 		}
 		url, err := asURL(*s)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		*s = url
 	}
-	return &img, nil, img.Check()
+	return &img, img.Check()
 }
 
 // asURL returns the URL of a source that may be a path.
@@ -325,7 +335,7 @@ func shownSource(s string) string {
 
 // inputs are what decides, beside the image's name, what the disk will hold. Files that
 // are injected count with their content.
-func (w *installWork) inputs(packages []imprint.Package, img *imprint.Image) ([]string, error) {
+func (w *installWork) inputs(packages []wantedPackage, img *imprint.Image) ([]string, error) {
 	type injected struct {
 		personalize.Injection
 		Digest imprint.Digest
@@ -345,11 +355,18 @@ func (w *installWork) inputs(packages []imprint.Package, img *imprint.Image) ([]
 			return nil, err
 		}
 	}
-	b, err := json.Marshal([]any{img, packages, files, agent, w.sources.changes.repair})
+	b, err := json.Marshal([]any{img, sourcesOf(packages), files, agent, w.sources.changes.repair})
 	if err != nil {
 		return nil, imprint.Errorf(imprint.Internal, "encode", "plan", "%w", err)
 	}
 	return []string{string(b)}, nil
+}
+
+func sourcesOf(packages []wantedPackage) (list []imprint.Package) {
+	for _, p := range packages {
+		list = append(list, p.Package)
+	}
+	return list
 }
 
 // pack makes the packages of what is here: the agent, and what is injected.

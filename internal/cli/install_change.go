@@ -20,6 +20,7 @@ type installChanges struct {
 	repair   *job.Repair // nil is none
 	packages []installPackage
 	log      func(job.Log)
+	warn     func(string) // of what a user may have to do as well
 }
 
 // installPackage is a personalization package that is at hand.
@@ -64,10 +65,10 @@ func (c *installChanges) Change(ctx context.Context, disk *os.File, progress fun
 	r, err := helpervm.Run(ctx, vm, j)
 	if r != nil {
 		tasks := r.Tasks
-		if err != nil && len(tasks) > 0 {
+		if r.Fault != nil && len(tasks) > 0 {
 			tasks = tasks[:len(tasks)-1] // the last is the one that failed
 		}
-		c.report(tasks, err == nil, done)
+		c.report(tasks, r.Fault == nil, done)
 	}
 	return err
 }
@@ -80,6 +81,9 @@ func (c *installChanges) report(tasks []job.Outcome, all bool, done func(imprint
 		switch {
 		case o.Repair != nil:
 			did := strings.Join(o.Repair.Did, "; ")
+			for _, text := range o.Repair.Warnings {
+				c.warn(text)
+			}
 			done(imprint.InstallRepaired, fmt.Sprintf("%s: %s", cmp.Or(o.Repair.System, "no system"), cmp.Or(did, "nothing was to be done")))
 		case o.Unpack != nil && !o.Unpack.Had:
 			unpacked, files, bytes = unpacked+1, files+o.Unpack.Entries, bytes+o.Unpack.Bytes
@@ -90,20 +94,16 @@ func (c *installChanges) report(tasks []job.Outcome, all bool, done func(imprint
 	}
 }
 
-// warnings are what a user may have to do as well.
-func repairWarnings(tasks []job.Outcome) (list []string) {
-	for _, o := range tasks {
-		if o.Repair != nil {
-			list = append(list, o.Repair.Warnings...)
-		}
-	}
-	return list
+// wantedPackage is a personalization package, and what may get it.
+type wantedPackage struct {
+	imprint.Package
+	store *image.Store
 }
 
 // installSources are the image and the packages: all that is at hand before the disk is touched.
 type installSources struct {
 	installImage
-	packages []imprint.Package
+	packages []wantedPackage
 	injected func(context.Context) ([]installPackage, error) // made of what is here
 	changes  *installChanges
 	secret   func(param string) (imprint.Secret, error)
@@ -130,7 +130,7 @@ func (s *installSources) Fetch(ctx context.Context, progress func(done, total in
 	return img, err
 }
 
-func (s *installSources) fetch(ctx context.Context, p imprint.Package, progress func(done, total int64)) (installPackage, error) {
+func (s *installSources) fetch(ctx context.Context, p wantedPackage, progress func(done, total int64)) (installPackage, error) {
 	var credentials imprint.Secret
 	if p.Credentials != "" {
 		var err error
@@ -138,7 +138,7 @@ func (s *installSources) fetch(ctx context.Context, p imprint.Package, progress 
 			return installPackage{}, err
 		}
 	}
-	src, err := s.store.Open(ctx, imprint.Image{Source: p.Source, Sum: p.Sum, CA: p.CA}, image.OpenOptions{Credentials: credentials, Progress: progress})
+	src, err := p.store.Open(ctx, imprint.Image{Source: p.Source, Sum: p.Sum, CA: p.CA}, image.OpenOptions{Credentials: credentials, Archive: true, Progress: progress})
 	if err != nil {
 		return installPackage{}, err
 	}

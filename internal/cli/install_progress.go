@@ -34,6 +34,9 @@ func (p *program) installView() installView {
 // goingEvery is how often one who reads lines is told how far a step is.
 const goingEvery = 10 * time.Second
 
+// jsonEvery is how often a program is told that.
+const jsonEvery = 200 * time.Millisecond
+
 // stepText is what a step is called while it is done, and then.
 func stepText(s imprint.InstallStep) (going, done string) {
 	switch s {
@@ -102,15 +105,18 @@ func (v *lineView) close() {}
 // jsonView is for programs: one notice a line.
 type jsonView struct {
 	out  io.Writer
+	step imprint.InstallStep // of which it was said last that it goes on
 	last time.Time
 }
 
 func (v *jsonView) tell(n install.Notice) {
 	now := time.Now()
-	if n.State == install.Going && now.Sub(v.last) < time.Second {
-		return
+	if n.State == install.Going {
+		if v.step == n.Step && now.Sub(v.last) < jsonEvery {
+			return
+		}
+		v.step, v.last = n.Step, now
 	}
-	v.last = now
 	json.NewEncoder(v.out).Encode(n)
 }
 
