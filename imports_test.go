@@ -79,7 +79,7 @@ var imports = []struct {
 	{"internal/daemon", "*", "*"},
 	{"internal/cli", "*", "*"},
 	{"packaging/agent", "", ""},
-	{"cmd/imprint", "internal/cli", ""},
+	{"cmd/imprint", "internal/cli internal/confine", ""},
 	{"cmd/imprint-agent", "internal/confine internal/guest internal/inside", ""},
 }
 

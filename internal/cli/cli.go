@@ -119,7 +119,7 @@ with "imprint create -f FILE" and boot it.`,
 	root.SetCompletionCommandGroupID("server")
 	for group, commands := range map[string][]*cobra.Command{
 		"machines": {p.createCommand(), p.getCommand(), p.describeCommand(), p.watchCommand(), p.bootCommand(), p.nicCommand(),
-			p.rebirthCommand(), p.setupCommand(), p.deleteCommand(), p.setCommand(), p.unsetCommand(), p.payloadCommand(), p.mediaCommand(), p.imageCommand(), p.pipeCommand(), p.passwordCommand()},
+			p.rebirthCommand(), p.setupCommand(), p.deleteCommand(), p.setCommand(), p.unsetCommand(), p.osCommand(), p.payloadCommand(), p.mediaCommand(), p.imageCommand(), p.pipeCommand(), p.passwordCommand()},
 		"disks":  {p.installCommand(), p.fixCommand(), p.zeroCommand()},
 		"trust":  {p.approveCommand(), p.revokeCommand(), p.caCommand(), p.logCommand()},
 		"server": {p.serveCommand(), p.hostCommand(), p.signCommand(), p.sealCommand(), p.doctorCommand(), p.configCommand(), p.versionCommand()},

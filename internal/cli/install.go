@@ -44,6 +44,7 @@ type installOptions struct {
 	memory, cpus  int
 	helperLimit   time.Duration
 	showLog       bool
+	os            osOptions
 }
 
 func (p *program) installCommand() *cobra.Command {
@@ -96,6 +97,7 @@ that nothing boots from it. An installation that is finished is not repeated, un
 	f.IntVar(&o.cpus, "helper-cpus", 2, "its processors")
 	f.DurationVar(&o.helperLimit, "helper-timeout", 30*time.Minute, "end it after this long")
 	f.BoolVar(&o.showLog, "log", false, "show what the helper VM's tasks say")
+	o.os.flags(c)
 	c.MarkFlagsMutuallyExclusive("agent", "no-agent")
 	c.MarkFlagRequired("disk")
 	for _, name := range []string{"disk", "image", "package", "agent", "helper-kernel"} {
@@ -220,12 +222,19 @@ func (p *program) prepareInstall(ctx context.Context, client *api.Client, d *api
 	if o.source == "" {
 		store = listed
 	}
+	credentials := []string{img.Credentials}
+	for _, one := range packages {
+		credentials = append(credentials, one.Credentials)
+	}
+	scripts, err := p.planScripts(client, i, o, changes.vm, credentials)
+	if err != nil {
+		return nil, err
+	}
+	changes.scripts = scripts
 	w.sources = &installSources{
 		installImage: installImage{store: store, image: *img, verify: o.verify, room: size},
 		packages:     packages, changes: changes, injected: w.pack,
-		secret: func(param string) (imprint.Secret, error) {
-			return imprint.Secret{}, imprint.Errorf(imprint.Unavailable, "read", "parameter "+param, "its value is not given to operators")
-		},
+		scripts: scripts,
 	}
 	if info, err := os.Stat(o.disk); err == nil && !info.Mode().IsRegular() {
 		if f, err := os.Open(o.disk); err == nil {
@@ -355,7 +364,11 @@ func (w *installWork) inputs(packages []wantedPackage, img *imprint.Image) ([]st
 			return nil, err
 		}
 	}
-	b, err := json.Marshal([]any{img, sourcesOf(packages), files, agent, w.sources.changes.repair})
+	var scripts imprint.Digest
+	if w.sources.scripts.def != nil {
+		scripts = w.sources.scripts.def.Digest
+	}
+	b, err := json.Marshal([]any{img, sourcesOf(packages), files, agent, w.sources.changes.repair, scripts})
 	if err != nil {
 		return nil, imprint.Errorf(imprint.Internal, "encode", "plan", "%w", err)
 	}

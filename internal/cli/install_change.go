@@ -19,6 +19,7 @@ type installChanges struct {
 	vm       helpervm.Config
 	repair   *job.Repair // nil is none
 	packages []installPackage
+	scripts  *installScripts
 	log      func(job.Log)
 	warn     func(string) // of what a user may have to do as well
 }
@@ -70,6 +71,14 @@ func (c *installChanges) Change(ctx context.Context, disk *os.File, progress fun
 		}
 		c.report(tasks, r.Fault == nil, done)
 	}
+	if err != nil || c.scripts.def == nil {
+		return err
+	}
+	progress("running the scripts of "+c.scripts.def.Name, 0, 0)
+	detail, err := c.scripts.create(ctx, disk)
+	if err == nil {
+		done(imprint.InstallScripts, detail)
+	}
 	return err
 }
 
@@ -106,12 +115,21 @@ type installSources struct {
 	packages []wantedPackage
 	injected func(context.Context) ([]installPackage, error) // made of what is here
 	changes  *installChanges
-	secret   func(param string) (imprint.Secret, error)
+	scripts  *installScripts
 }
 
 // Fetch implements [install.Images].
 func (s *installSources) Fetch(ctx context.Context, progress func(done, total int64)) (install.Image, error) {
 	s.changes.close()
+	if err := s.scripts.prepare(ctx); err != nil {
+		return install.Image{}, err
+	}
+	if name := s.image.Credentials; name != "" && s.credentials.IsZero() {
+		var err error
+		if s.credentials, err = s.scripts.value(name); err != nil {
+			return install.Image{}, err
+		}
+	}
 	img, err := s.installImage.Fetch(ctx, progress)
 	if err != nil {
 		return img, err
@@ -134,7 +152,7 @@ func (s *installSources) fetch(ctx context.Context, p wantedPackage, progress fu
 	var credentials imprint.Secret
 	if p.Credentials != "" {
 		var err error
-		if credentials, err = s.secret(p.Credentials); err != nil {
+		if credentials, err = s.scripts.value(p.Credentials); err != nil {
 			return installPackage{}, err
 		}
 	}

@@ -98,6 +98,9 @@ func (w *installWork) steps(v install.Preview) []string {
 	for _, in := range w.injected {
 		s = append(s, fmt.Sprintf("put %s to %s", in.Local, in.Guest))
 	}
+	if w.sources.scripts.def != nil {
+		s = append(s, w.sources.scripts.describe())
+	}
 	return s
 }
 

@@ -225,6 +225,9 @@ func overlay() error {
 		if errors.Is(err, unix.ENOENT) && m.at != "/dev" {
 			continue
 		}
+		if errors.Is(err, unix.EBUSY) && m.kind == "sysfs" {
+			continue // the caller's root has the very same there, which enter made read-only
+		}
 		if err != nil {
 			return &fs.PathError{Op: "mount", Path: m.at, Err: err}
 		}

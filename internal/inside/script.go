@@ -36,6 +36,9 @@ func (e *Env) script(ctx context.Context, t *job.Script) (*job.Ran, error) {
 			e.Logf("%v", err)
 		}
 	}
+	if err := mergeUsr(); err != nil {
+		return nil, imprint.Errorf(imprint.Internal, "prepare", t.Program, "%w", err)
+	}
 	log := e.Log()
 	s := script.Script{Command: confine.Command{
 		Path: filepath.Join(dir, filepath.Base(t.Program)), Args: t.Args, Env: t.Env, Dir: dir,
@@ -98,6 +101,33 @@ func (e *Env) script(ctx context.Context, t *job.Script) (*job.Ran, error) {
 		return nil, err
 	}
 	return &job.Ran{}, nil
+}
+
+// mergeUsr has every program where a script may look for it: a distribution has /bin
+// and /usr/bin in one, and scripts name their shell by either.
+func mergeUsr() error {
+	dirs := []string{"/bin", "/usr/bin", "/sbin", "/usr/sbin"}
+	for _, from := range dirs {
+		entries, err := os.ReadDir(from)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, to := range dirs {
+			if filepath.Base(to) != filepath.Base(from) || to == from {
+				continue
+			}
+			if err := os.MkdirAll(to, 0o755); err != nil {
+				return err
+			}
+			for _, e := range entries {
+				err := os.Symlink(filepath.Join(from, e.Name()), filepath.Join(to, e.Name()))
+				if err != nil && !errors.Is(err, fs.ErrExist) {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // half is a stream whose Close ends what is written.

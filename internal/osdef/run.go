@@ -243,18 +243,11 @@ func (r *Runner) inVM(ctx context.Context, d *Definition, p *plan, dir string, b
 	if r.VM == nil {
 		return imprint.Errorf(imprint.Unavailable, "run", p.program[InVM], "there is no helper VM to run it in")
 	}
-	f, err := os.CreateTemp(r.Scratch, "imprint-os-")
+	f, size, err := archive(dir, r.Scratch)
 	if err != nil {
-		return imprint.Errorf(imprint.Unavailable, "copy", "OS definition "+d.Name, "%w", err)
+		return imprint.Errorf(imprint.Unavailable, "copy", "OS definition "+d.Name, "%w", cause(err))
 	}
 	defer f.Close()
-	if err := os.Remove(f.Name()); err != nil { // it goes with its descriptor
-		return imprint.Errorf(imprint.Unavailable, "copy", "OS definition "+d.Name, "%w", err)
-	}
-	size, err := archive(dir, f)
-	if err != nil {
-		return imprint.Errorf(imprint.Unavailable, "copy", "OS definition "+d.Name, "%w", err)
-	}
 	t := job.Script{
 		Archive: len(p.in.Disks), Size: size, Program: p.program[InVM], Args: p.args, Env: p.env,
 		Secret: map[string]string{}, SecretFiles: map[string]string{}, Disks: map[string]int{},

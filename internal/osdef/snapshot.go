@@ -79,8 +79,23 @@ func copyFile(from, to string) error {
 	return out.Close()
 }
 
-// archive writes the files below dir to f as a tar archive, and returns its length.
-func archive(dir string, f *os.File) (int64, error) {
+// archive writes the files below dir to a tar archive that has no name and is open for
+// reading only, as a VM wants it, and returns its length.
+func archive(dir, scratch string) (f *os.File, size int64, err error) {
+	out, err := os.CreateTemp(scratch, "imprint-os-")
+	if err != nil {
+		return nil, 0, err
+	}
+	defer out.Close()
+	defer os.Remove(out.Name()) // it goes with its descriptor
+	if size, err = writeArchive(dir, out); err != nil {
+		return nil, 0, err
+	}
+	f, err = os.Open(out.Name())
+	return f, size, err
+}
+
+func writeArchive(dir string, f *os.File) (int64, error) {
 	w := tar.NewWriter(f)
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {

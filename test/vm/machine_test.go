@@ -16,6 +16,7 @@ import (
 
 	"imprint"
 	"imprint/demo/guest"
+	"imprint/internal/confine"
 	"imprint/internal/platform/qemu"
 	"imprint/test/need"
 )
@@ -27,6 +28,7 @@ var bin string
 const cache = "../../.cache"
 
 func TestMain(m *testing.M) {
+	confine.Main() // OS definitions' scripts that are trusted run in cages of this program
 	code, err := buildAndRun(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "build the programs:", err)
