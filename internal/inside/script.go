@@ -39,7 +39,8 @@ func (e *Env) script(ctx context.Context, t *job.Script) (*job.Ran, error) {
 	if err := mergeUsr(); err != nil {
 		return nil, imprint.Errorf(imprint.Internal, "prepare", t.Program, "%w", err)
 	}
-	log := e.Log()
+	log := &boundedLog{to: e.Log()}
+	defer log.end()
 	s := script.Script{Command: confine.Command{
 		Path: filepath.Join(dir, filepath.Base(t.Program)), Args: t.Args, Env: t.Env, Dir: dir,
 		// It makes file systems and mounts them. What it could do with these rights ends
