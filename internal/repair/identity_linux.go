@@ -326,7 +326,8 @@ func unique() []string {
 		"etc/ssh/ssh_host_*", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed", "var/lib/systemd/credential.secret",
 		"var/lib/random-seed", "var/lib/urandom/random-seed", "var/lib/misc/random-seed", "loader/random-seed", "boot/loader/random-seed",
 		"var/lib/dhcp/*.leases", "var/lib/dhclient/*.lease*", "var/lib/NetworkManager/secret_key", "var/lib/NetworkManager/*.lease",
-		"etc/udev/rules.d/70-persistent-net.rules", "etc/iscsi/initiatorname.iscsi", "etc/nvme/hostid", "etc/nvme/hostnqn", "var/lib/imprint-agent",
+		"etc/udev/rules.d/70-persistent-net.rules", "etc/nvme/hostid", "etc/nvme/hostnqn",
+		"etc/imprint/identity.json", "etc/imprint/key.pem", "etc/imprint/cert.pem", "etc/imprint/ca.pem", "etc/imprint/old", // imprint-agent's
 	}
 }
 

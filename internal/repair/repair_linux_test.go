@@ -44,6 +44,7 @@ func bootAndRootOf(t *testing.T, kind, label string, spare int64) (path, device 
 			"etc/machine-id":                 "0123456789abcdef0123456789abcdef\n",
 			"etc/ssh/ssh_host_rsa_key":       "private",
 			"etc/ssh/ssh_host_rsa_key.pub":   "public",
+			"etc/imprint/key.pem":            "private",
 			"etc/ssh/sshd_config":            "UsePAM yes\n",
 			"var/lib/dbus/machine-id":        "->/etc/machine-id",
 			"var/lib/systemd/random-seed":    "seed",
@@ -163,7 +164,7 @@ func renewed(t *testing.T, kind, device string, old map[string]string) {
 		if id := read(t, filepath.Join(dir, "etc/machine-id")); id != "" {
 			t.Errorf("the machine ID is %q", id)
 		}
-		for _, name := range []string{"etc/ssh/ssh_host_rsa_key", "etc/ssh/ssh_host_rsa_key.pub", "var/lib/systemd/random-seed", "var/lib/dbus/machine-id", ".imprint-new-identity"} {
+		for _, name := range []string{"etc/ssh/ssh_host_rsa_key", "etc/ssh/ssh_host_rsa_key.pub", "var/lib/systemd/random-seed", "var/lib/dbus/machine-id", "etc/imprint/key.pem", ".imprint-new-identity"} {
 			if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
 				t.Errorf("%s is still there", name)
 			}
