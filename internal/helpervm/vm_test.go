@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -397,6 +398,79 @@ func orphan(config string) {
 	}
 	fmt.Println(err)
 	os.Exit(1)
+}
+
+// Who is not root has a cage as well, of what the host lets him have.
+func TestAsAUser(t *testing.T) {
+	t.Parallel()
+	need.Root(t) // to become one
+	c := taken(t)
+	open, err := os.MkdirTemp("", "imprint-user-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(open)
+	b, err := json.Marshal(started{c.Kernel, filepath.Join(open, "agent"), filepath.Join(open, "cache"), filepath.Join(open, "run"), filepath.Join(open, "disk")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for from, to := range map[string]string{hostile: "agent", self: "program"} {
+		program, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(open, to), program, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, data := range map[string][]byte{"config.json": b, "disk": make([]byte, 1<<20)} {
+		if err := os.WriteFile(filepath.Join(open, name), data, 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const user = 65534
+	for _, name := range []string{"", "disk"} {
+		if err := os.Chown(filepath.Join(open, name), user, user); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(filepath.Join(open, "program"))
+	cmd.Dir, cmd.Env = open, []string{"PATH=" + os.Getenv("PATH"), orphanEnv + "=" + open, qemu.AccelEnv + "=" + os.Getenv(qemu.AccelEnv)}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	line := make([]byte, 6)
+	if _, err := io.ReadFull(out, line); err != nil || string(line) != "ready\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	c.RunDir = filepath.Join(open, "run")
+	proc := "/proc/" + strconv.Itoa(machineOf(t, c))
+	status, _ := os.ReadFile(proc + "/status")
+	for _, want := range []string{"CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"} {
+		if !strings.Contains(string(status), want) {
+			t.Errorf("%q is not in\n%s", want, status)
+		}
+	}
+	if exec.Command("unshare", "--user", "true").Run() != nil {
+		return // this host lets nobody have one
+	}
+	for _, ns := range []string{"net", "pid", "ipc", "user"} {
+		mine, _ := os.Readlink("/proc/self/ns/" + ns)
+		if its, err := os.Readlink(proc + "/ns/" + ns); err != nil || its == mine {
+			t.Errorf("it has the namespace %s of the host: %v", ns, err)
+		}
+	}
 }
 
 // The program that runs a VM is killed: the VM goes with it, and nothing is left.
