@@ -31,7 +31,7 @@ demo-cloud-init: build
 
 test: setup
 	$(GO) vet ./...
-	$(GO) vet -tags vm,interop,bench ./test/...
+	$(GO) vet -tags vm,interop,bench ./test/... ./internal/helpervm/
 	$(GO) run ./test/report
 
 # SCALE=1000000 reserves a million instances.
