@@ -26,7 +26,7 @@ func (p *program) installView() installView {
 	case p.output != asTable:
 		return &jsonView{out: p.out}
 	case isTerminal(p.err):
-		return &barView{p: p, bars: mpb.New(mpb.WithOutput(p.err), mpb.WithWidth(40), mpb.WithAutoRefresh())}
+		return &barView{p: p}
 	}
 	return &lineView{p: p}
 }
@@ -125,8 +125,8 @@ func (v *jsonView) close() {}
 // barView is for people: a bar for the step that goes on, and a line for each that is done.
 type barView struct {
 	p    *program
-	bars *mpb.Progress
-	mu   sync.Mutex // of what follows: mpb asks for it while it draws
+	bars *mpb.Progress // of the bar
+	mu   sync.Mutex    // of what follows: mpb asks for it while it draws
 	bar  *mpb.Bar
 	step imprint.InstallStep
 	text string
@@ -148,7 +148,7 @@ func (v *barView) tell(n install.Notice) {
 		}
 	default:
 		v.drop()
-		fmt.Fprintln(v.bars, v.p.installLine(n))
+		fmt.Fprintln(v.p.err, v.p.installLine(n))
 	}
 }
 
@@ -168,21 +168,19 @@ func (v *barView) begin(n install.Notice) {
 		}
 		return fmt.Sprintf("%3d %%", s.Current*100/s.Total)
 	}, decor.WC{W: 6})
+	v.bars = mpb.New(mpb.WithOutput(v.p.err), mpb.WithWidth(40), mpb.WithAutoRefresh())
 	v.bar = v.bars.New(0, mpb.BarStyle(), mpb.BarRemoveOnComplete(),
 		mpb.PrependDecorators(decor.Name(fmt.Sprintf("%-15s", going))),
 		mpb.AppendDecorators(unit, decor.Elapsed(decor.ET_STYLE_GO, decor.WC{W: 6}), decor.Name(" "), decor.Any(said)))
 }
 
-// drop takes the bar away.
+// drop takes the bar away, and returns when nothing draws any more.
 func (v *barView) drop() {
 	if v.bar != nil {
 		v.bar.Abort(true)
-		v.bar.Wait()
+		v.bars.Wait()
 		v.bar = nil
 	}
 }
 
-func (v *barView) close() {
-	v.drop()
-	v.bars.Wait()
-}
+func (v *barView) close() { v.drop() }
