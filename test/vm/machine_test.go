@@ -46,6 +46,7 @@ func buildAndRun(m *testing.M) (code int, err error) {
 		{"imprint", "imprint/cmd/imprint", ""},
 		{"imprint-agent", "imprint/cmd/imprint-agent", "-s -w"},
 		{"attacker", "imprint/test/vm/attacker", "-s -w"},
+		{"poweroff", "imprint/test/vm/poweroff", "-s -w"},
 	} {
 		cmd := exec.Command("go", "build", "-ldflags", p.flags, "-o", program(p.name), p.pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
