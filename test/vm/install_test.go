@@ -436,3 +436,47 @@ func TestGaneti20ReinstallIsAnInstallation(t *testing.T) {
 		}
 	}
 }
+
+// The scripts of an OS definition complete an installation; one that fails makes it a
+// failure, in which no value is shown, and the next run is whole.
+func TestInstallScripts(t *testing.T) {
+	definitions := t.TempDir()
+	config := filepath.Join(t.TempDir(), "server.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, "osPath: [%q]\n", definitions), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	i := newInstalling(t, "--config", config)
+	for name, content := range map[string]string{
+		"create": "#!/bin/sh\nset -e\nmkdir -p /tmp/m\nmount \"$DISK_0_PATH\" /tmp/m\n" +
+			"[ \"$OSP_COLOUR\" != red ] || { echo \"no red, and no $(cat \"$OSP_PIN_FILE\" 2>/dev/null || echo \"$OSP_PIN\")\"; exit 3; }\n" +
+			"echo \"$OSP_COLOUR for $INSTANCE_NAME\" >/tmp/m/etc/scripted\ntest -x /tmp/m/usr/sbin/imprint-agent && echo after the agent >>/tmp/m/etc/scripted\numount /tmp/m\n",
+		"import": "#!/bin/sh\n", "export": "#!/bin/sh\n", "rename": "#!/bin/sh\n", "verify": "#!/bin/sh\n",
+		"ganeti_api_version": "20\n", "parameters.list": "colour What it is painted in\npin What nobody sees\n",
+	} {
+		path := filepath.Join(definitions, "painter", name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pin := canary("pin")
+	i.create("name: web-1\ndnsNames: [web-1.lab.internal]\nos: painter\nparams: {public: {colour: red}, private: {pin: {env: PIN}}}\n", "PIN="+pin)
+	disk := i.path("disk.raw")
+	args := append(quick(smallImage(t, i.work)), "--os-path", definitions)
+	out, err := i.install(disk, append(args, "--log")...)
+	i.expectFailed(out, err, disk, "no red, and no [redacted]")
+	if strings.Contains(out, pin) {
+		t.Error("the value is shown")
+	}
+	i.expectAbsent(pin)
+	expectAbsent(t, i.path("journal"), pin)
+
+	i.imprint(nil, "set", "web-1", "colour", "--file", i.write("colour", "blue"))
+	if out, err := i.install(disk, args...); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	dump := i.path("scripted")
+	command(t, "debugfs", "-R", "dump /etc/scripted "+dump, disk)
+	if got := read(t, dump); got != "blue for web-1.lab.internal\nafter the agent\n" && got != "blue for web-1\nafter the agent\n" {
+		t.Errorf("the script wrote %q", got)
+	}
+}
