@@ -21,6 +21,9 @@ import (
 
 const mib = 1 << 20
 
+// Tests with devices do not run in parallel: until a child that one of them forks has
+// become another program it has the files of all, by which others' filesystems are busy.
+
 // surroundings are those of a test: this host instead of a helper VM.
 type surroundings struct {
 	mu  sync.Mutex

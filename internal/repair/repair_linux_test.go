@@ -65,7 +65,6 @@ func bootAndRootOf(t *testing.T, kind, label string, spare int64) (path, device 
 func TestMount(t *testing.T) {
 	for _, kind := range linux() {
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			_, device := bootAndRoot(t, kind, "gpt", 0)
 			dir := t.TempDir()
 			s, err := repair.Mount(t.Context(), env(t), device, dir, 0)
@@ -98,7 +97,6 @@ func TestGrow(t *testing.T) {
 	for _, kind := range linux() {
 		for _, label := range []string{"gpt", "dos"} {
 			t.Run(kind+" "+label, func(t *testing.T) {
-				t.Parallel()
 				_, device := bootAndRoot(t, kind, label, 200)
 				task := &job.Repair{Grow: true}
 				dry := *task
@@ -205,7 +203,6 @@ func TestNewIdentity(t *testing.T) {
 	for _, kind := range linux() {
 		for _, label := range []string{"gpt", "dos"} {
 			t.Run(kind+" "+label, func(t *testing.T) {
-				t.Parallel()
 				_, device := bootAndRoot(t, kind, label, 0)
 				old := identity(t, device)
 				done, err := repair.Fix(t.Context(), env(t), noGuest, device, &job.Repair{NewIdentity: true})
@@ -225,7 +222,6 @@ func TestNewIdentity(t *testing.T) {
 func TestInterrupted(t *testing.T) {
 	for _, kind := range []string{"ext4"} { // the steps are the same with the others
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			pristine, device, detach := bootAndRootOf(t, kind, "gpt", 0)
 			old := identity(t, device)
 			detach()
@@ -320,7 +316,6 @@ func TestNoRoot(t *testing.T) {
 		}, "partition 1 (ext4)"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			_, device := attachOf(t, "label: gpt\nsize=64MiB\nsize=16MiB\n", 82)
 			c.make(t, device+"p1")
 			_, err := repair.Fix(t.Context(), env(t), noGuest, device, &job.Repair{Grow: true})

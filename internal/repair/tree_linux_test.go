@@ -34,7 +34,6 @@ func tree(t *testing.T, files map[string]string) (*repair.Tree, string) {
 // Firmware without boot entries gets the best of the loaders that are there, with what
 // that loads from beside it.
 func TestFallback(t *testing.T) {
-	t.Parallel()
 	x64 := func(text string) string { return efiProgram(0x8664, false, text) }
 	for name, c := range map[string]struct {
 		files map[string]string
@@ -85,7 +84,6 @@ func TestFallback(t *testing.T) {
 // What refers to an identifier refers to the new one, whatever the habits of who
 // wrote it; what only looks like one stays, and so does a program that is signed.
 func TestRefer(t *testing.T) {
-	t.Parallel()
 	const root, newRoot = "5c1b8f2a-0d4e-4f6b-9a57-3e1d2c4b6a80", "11111111-2222-4333-8444-555555555555"
 	ids := map[string]string{root: newRoot, "1D2C-4B6A": "AAAA-BBBB", "89abcdef-02": "01234567-02", "deadbeef": "12345678"}
 	unsigned, signed := efiProgram(0x8664, false, "search.fs_uuid "+root), efiProgram(0x8664, true, "search.fs_uuid "+root)
@@ -124,7 +122,6 @@ func TestRefer(t *testing.T) {
 
 // Links of the system lead nowhere outside of it, and what is no file holds nobody up.
 func TestHostileTree(t *testing.T) {
-	t.Parallel()
 	outside := filepath.Join(t.TempDir(), "outside")
 	plant(t, outside, map[string]string{"machine-id": "precious", "dhcp/x.leases": "precious", "ssh_host_rsa_key": "precious", "fstab": "5c1b8f2a-0d4e-4f6b-9a57-3e1d2c4b6a80"})
 	up := strings.Repeat("../", 30) + strings.TrimPrefix(outside, "/")
@@ -165,7 +162,6 @@ func TestHostileTree(t *testing.T) {
 // A fstab with thousands of lines, with /boot that is a link, and with the same
 // filesystem everywhere, is mounted within bounds or refused.
 func TestHostileFstab(t *testing.T) {
-	t.Parallel()
 	everywhere, dirs := "", map[string]string{}
 	for i := range 40 {
 		everywhere += fmt.Sprintf("/dev/sda2 /home/%d ext4 defaults 0 0\n", i)
@@ -184,7 +180,6 @@ func TestHostileFstab(t *testing.T) {
 		"upwards":          {"/dev/sda2 /boot/../../../../etc ext4 defaults 0 0\n", "", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			_, device := attachOf(t, "label: gpt\nsize=64MiB\nsize=16MiB\n", 82)
 			format(t, "ext4", device+"p1")
 			format(t, "ext4", device+"p2")
@@ -232,14 +227,12 @@ func builder(program, drivers string) map[string]string {
 // Drivers are named where the system's own builder looks for them, it is run for each
 // kernel, and success is that they are in what it built.
 func TestDrivers(t *testing.T) {
-	t.Parallel()
 	for name, c := range map[string]struct{ program, drivers, named, run, listing string }{
 		"Debian": {"usr/sbin/update-initramfs", "etc/initramfs-tools/modules", "loop\nvirtio_scsi\nnvme\n", "/usr/sbin/update-initramfs -c -k 6.1", "usr/lib/modules/6.1/kernel/drivers/scsi/virtio_scsi.ko\n"},
 		"Fedora": {"usr/bin/dracut", "etc/dracut.conf.d/imprint-drivers.conf", "loop\nadd_drivers+=\" virtio_scsi nvme \"\n", "/usr/bin/dracut --force --kver 6.1",
 			"-rw-r--r-- 1 root root 1 Jan 1 1970 usr/lib/modules/6.1/kernel/drivers/scsi/virtio-scsi.ko.xz\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			_, device := attachOf(t, "label: gpt\nsize=64MiB\n", 66)
 			format(t, "ext4", device+"p1")
 			with(t, device+"p1", "", func(dir string) { plant(t, dir, builder(c.program, c.drivers)) })

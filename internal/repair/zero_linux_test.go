@@ -54,7 +54,6 @@ func blocks(t *testing.T, path string) int64 {
 func TestZero(t *testing.T) {
 	for _, kind := range linux() {
 		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
 			path := image(t, (16+least(kind)+3)*mib, fmt.Sprintf("label: gpt\nsize=16MiB\nsize=%dMiB\n", least(kind)))
 			device, detach := attach(t, path)
 			format(t, "swap", device+"p1", "-L", "swap")
