@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"imprint"
@@ -158,25 +159,38 @@ func seedFiles(t *testing.T, dir string) []string {
 	return files
 }
 
-// manyDrives is how many are written one after the other.
-const manyDrives = 10_000
+// So many drives are written, by so many at a time, and each side has its turn for
+// so many of them.
+const (
+	manyDrives   = 10_000
+	driveWriters = 4
+	drivesATurn  = 200
+)
 
-// TestMediaOfAFleet writes the config drives of many instances as "imprint media"
-// does, each synced, and in turn with each a file of the same bytes: what the disk
-// takes by itself.
+// TestMediaOfAFleet builds and writes the config drives of many instances as "imprint
+// media" does, each synced, and in turn with them files of the same bytes: what the
+// disk takes by itself.
 func TestMediaOfAFleet(t *testing.T) {
 	dir, render := t.TempDir(), drive(t)
-	commit := func(name string, write func(io.Writer) error) time.Duration {
-		start := time.Now()
+	commit := func(name string, write func(io.Writer) error) error {
 		f, err := durable.Create(filepath.Join(dir, name), 0o600)
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		defer f.Discard()
 		if err := write(f); err != nil {
-			t.Fatal(err)
+			return err
 		}
-		if err := f.Commit(); err != nil {
+		return f.Commit()
+	}
+	turn := func(name string, write func(io.Writer) error) time.Duration {
+		start := time.Now()
+		var group errgroup.Group
+		group.SetLimit(driveWriters)
+		for i := range drivesATurn {
+			group.Go(func() error { return commit(fmt.Sprint(name, i), write) })
+		}
+		if err := group.Wait(); err != nil {
 			t.Fatal(err)
 		}
 		return time.Since(start)
@@ -186,13 +200,13 @@ func TestMediaOfAFleet(t *testing.T) {
 		t.Fatal(err)
 	}
 	var ours, plain time.Duration
-	for i := range manyDrives {
-		ours += commit(fmt.Sprint("iso-", i), func(w io.Writer) error { return media.ISO(w, render()) })
-		plain += commit("plain", func(w io.Writer) error { _, err := w.Write(image.Bytes()); return err })
-		os.Remove(filepath.Join(dir, "plain"))
-		if i+1 == manyDrives/10 || i+1 == manyDrives {
-			fmt.Printf("after %5d drives of %d KiB: imprint %.2f ms each, the bytes alone %.2f ms, ratio %.2f, memory %.1f MiB at most\n",
-				i+1, image.Len()>>10, ours.Seconds()*1e3/float64(i+1), plain.Seconds()*1e3/float64(i+1), ours.Seconds()/plain.Seconds(), peakMemory(t))
+	for n := drivesATurn; n <= manyDrives; n += drivesATurn {
+		ours += turn(fmt.Sprint("iso-", n, "-"), func(w io.Writer) error { return media.ISO(w, render()) })
+		plain += turn(fmt.Sprint("plain-", n, "-"), func(w io.Writer) error { _, err := w.Write(image.Bytes()); return err })
+		if n == manyDrives/10 || n == manyDrives {
+			each := func(d time.Duration) float64 { return d.Seconds() * 1e3 / float64(n) }
+			fmt.Printf("after %5d drives of %d KiB, %d at a time: imprint %.2f ms each, the bytes alone %.2f ms, ratio %.2f, memory %.1f MiB at most\n",
+				n, image.Len()>>10, driveWriters, each(ours), each(plain), ours.Seconds()/plain.Seconds(), peakMemory(t))
 		}
 	}
 }
