@@ -157,7 +157,16 @@ type treeState struct {
 	Root []byte `json:"root"`
 }
 
-func readTreeState(log fs.FS) (treeState, error) {
+func readTreeState(log fs.FS) (state treeState, err error) {
+	for range 5 { // it may be written just now
+		if state, err = readTreeStateOnce(log); imprint.KindOf(err) != imprint.Invalid {
+			break
+		}
+	}
+	return state, err
+}
+
+func readTreeStateOnce(log fs.FS) (treeState, error) {
 	var state treeState
 	raw, err := readLimited(log, treeStateName, maxTreeState)
 	if err != nil {

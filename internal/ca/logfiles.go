@@ -144,6 +144,9 @@ func readTile(log fs.FS, level, n, size uint64) (raw []byte, name string, err er
 func readGrown(log fs.FS, name, full string, limit int64) (raw []byte, found string, err error) {
 	for range 5 { // it may change again meanwhile
 		raw, err = readLimited(log, name, limit)
+		if err == nil && name != full { // what was opened may have been renamed, and extended, while it was read
+			_, err = fs.Stat(log, name)
+		}
 		if name == full || !errors.Is(err, fs.ErrNotExist) {
 			return raw, name, err
 		}
