@@ -67,8 +67,7 @@ that nothing boots from it. An installation that is finished is not repeated, un
 --again is given. The instance's timeline and "imprint describe" tell how far it is.`,
 		Example: "  imprint install web-1 --disk /dev/vg/web-1 --dry-run\n" +
 			"  imprint install web-1 --disk /dev/vg/web-1\n" +
-			"  imprint install web-1 --disk web-1.raw --size 10G --image debian-13.qcow2 --sums SHA256SUMS --inject motd:/etc/motd\n" +
-			"  imprint boot web-1 --disk web-1.raw",
+			"  imprint install web-1 --disk web-1.raw --size 10G --image debian-13.qcow2 --sums SHA256SUMS --inject motd:/etc/motd",
 		Args:              exactArgs("an instance"),
 		ValidArgsFunction: p.completeInstances,
 		RunE: func(c *cobra.Command, args []string) error {

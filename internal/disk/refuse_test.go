@@ -292,9 +292,9 @@ func readOnly(t *testing.T, path string, on bool) {
 }
 
 // A disk that a QEMU has open is refused, for as long as it has it; and a QEMU does
-// not get one that is being changed.
+// not get one that is being changed. It runs alone: the child that another test
+// starts has the lock of this one's disk too, until it runs its program.
 func TestDiskOfAMachineThatRuns(t *testing.T) {
-	t.Parallel()
 	program := need.Program(t, "qemu-system-x86_64", "qemu-system-x86")
 	path := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {

@@ -36,7 +36,7 @@ func TestEverythingIsCarried(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Enrol(t.Context(), s)
-	r.Witness, r.Serial = hv2, ""
+	r.Witness, r.Serial, r.Medium = hv2, "", nil // a machine tells of its medium itself
 	s.Witness, s.Tenant, s.Profile, s.Token = hv2, "", "", imprint.Secret{}
 	if len(w.said) != 1 || !reflect.DeepEqual(w.said[0], r) {
 		t.Errorf("the report\n%+v arrived as\n%+v", r, w.said)
