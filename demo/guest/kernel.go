@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 )
 
 // Kernel is a Debian kernel for virtual machines, unpacked but not installed.
@@ -50,6 +51,17 @@ func (v flavour) fetch(ctx context.Context, cache string) (Kernel, error) {
 	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return Kernel{}, err
+	}
+	lock, err := os.Create(dir + ".lock") // several tests may be here for the first time
+	if err != nil {
+		return Kernel{}, err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return Kernel{}, err
+	}
+	if k, err := openKernel(dir); err == nil {
+		return k, nil
 	}
 	temp, err := os.MkdirTemp(cache, v.dir+"-*")
 	if err != nil {
