@@ -318,7 +318,7 @@ func (o *installOptions) chosenImage(i *api.Instance) (*imprint.Image, error) {
 	return &img, img.Check()
 }
 
-// asURL returns the URL of a source that may be a path.
+// asURL returns the URL of a source that may be the path of a file that there is.
 func asURL(s string) (string, error) {
 	if isURL(s) {
 		return s, nil
@@ -326,6 +326,9 @@ func asURL(s string) (string, error) {
 	path, err := filepath.Abs(s)
 	if err != nil {
 		return "", imprint.Errorf(imprint.Invalid, "find", s, "%w", err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		return "", fileError("read", s, err)
 	}
 	return "file:" + path, nil
 }

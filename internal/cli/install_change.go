@@ -41,6 +41,9 @@ func (c *installChanges) close() {
 	c.packages = nil
 }
 
+// Ready implements [install.Changes].
+func (c *installChanges) Ready() error { return c.vm.Ready() }
+
 // Change implements [install.Changes].
 func (c *installChanges) Change(ctx context.Context, disk *os.File, progress func(what string, done, total int64), done func(imprint.InstallStep, string)) error {
 	vm := c.vm

@@ -23,7 +23,8 @@ type installPreview struct {
 	Disk       string             `json:"disk"`
 	Image      string             `json:"image"`
 	install.Preview
-	Steps []string `json:"steps"`
+	Steps   []string `json:"steps"`
+	Missing string   `json:"missing,omitempty"` // what this machine lacks, for want of which it would fail
 }
 
 // previewInstall says what would happen.
@@ -33,6 +34,12 @@ func (p *program) previewInstall(w *installWork, d *api.Description) error {
 		return err
 	}
 	v := installPreview{Instance: d.Instance.Ref, Generation: d.Instance.Generation, Disk: w.plan.Disk, Image: w.plan.Image, Preview: found, Steps: w.steps(found)}
+	if err := w.sources.changes.Ready(); err != nil && !found.Finished {
+		v.Missing = err.Error()
+		if hint := imprint.HintOf(err); hint != "" {
+			v.Missing += ": " + hint
+		}
+	}
 	return p.print(v, func(out io.Writer) {
 		row(out, "Instance", fmt.Sprintf("%s, generation %d", v.Instance, v.Generation))
 		row(out, "Disk", w.describeDisk(found))
@@ -46,6 +53,9 @@ func (p *program) previewInstall(w *installWork, d *api.Description) error {
 				label = "Would"
 			}
 			row(out, label, step)
+		}
+		if v.Missing != "" {
+			row(out, "Missing", v.Missing)
 		}
 	})
 }

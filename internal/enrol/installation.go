@@ -48,7 +48,11 @@ func installation(i *imprint.Instance, r imprint.Installation, now time.Time) (i
 		return keep, conflict("a machine has claimed generation %d already; one that is installed now would be a second", i.Generation).
 			WithHint("start its next generation first: imprint rebirth %s", i.Ref())
 	case !starts && (before == nil || before.ID != r.ID):
-		return keep, conflict("the installation of which this is a step was not started")
+		e := conflict("the installation of which this is a step was not started")
+		if before != nil {
+			e = conflict("another installation was started since, on %s of %s", before.Disk, before.Host)
+		}
+		return keep, e.WithHint("run one at a time, and give the command of the right one again")
 	case before != nil && before.ID == r.ID && before.Step == r.Step && before.Detail == r.Detail:
 		return keep, nil // it was said before and the reply was lost
 	}

@@ -58,6 +58,9 @@ func TestInstallationIsOnRecord(t *testing.T) {
 
 	other := func(r *imprint.Installation) { r.ID = imprint.DigestOf([]byte("another plan")) }
 	wantKind(t, report(step(imprint.InstallFinished), other), imprint.Conflict)
+	if err := report(step(imprint.InstallFinished), other); !strings.Contains(err.Error(), "another installation was started since, on /dev/vg/web-1 of hv-1") {
+		t.Errorf("a step of an installation that another one followed: %v", err)
+	}
 	wantKind(t, report(step(imprint.InstallStarted), func(r *imprint.Installation) { r.Generation = 2 }), imprint.Conflict)
 	for name, wrong := range map[string]func(*imprint.Installation){
 		"a step":           step("formatted"),

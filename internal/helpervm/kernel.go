@@ -81,7 +81,7 @@ func findKernel(root, running string) (Kernel, error) {
 		}
 	}
 	return Kernel{}, imprint.Errorf(imprint.NotFound, "find", "a kernel for the helper VM", "neither /boot nor /lib/modules has one with its modules").
-		WithHint("apt-get install linux-image-cloud-amd64, or name one")
+		WithHint("apt-get install linux-image-cloud-amd64, or name one with --helper-kernel")
 }
 
 func modified(name string) int64 {

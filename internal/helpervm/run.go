@@ -79,6 +79,10 @@ func Run(ctx context.Context, c Config, j job.Job) (*job.Result, error) {
 	return r, r.Fault.Err()
 }
 
+// Ready fails as [Run] does if the host has not what a VM of this description needs. It
+// starts none, and looks at no disk.
+func (c Config) Ready() error { return c.complete() }
+
 // complete fills in defaults, and fails with kind [imprint.Invalid] or [imprint.NotFound].
 func (c *Config) complete() error {
 	c.MemoryMiB, c.CPUs = cmp.Or(c.MemoryMiB, DefaultMemoryMiB), cmp.Or(c.CPUs, 1)

@@ -151,6 +151,10 @@ func (r *run) install(ctx context.Context) error {
 	if r.entry.State == installed {
 		r.Tell(Notice{Step: imprint.InstallWritten, State: Skipped, Text: "the disk is complete; only the timeline was not told"})
 		r.image.Digest = r.entry.Digest
+		// Another installation may have been started since, of which this is no step.
+		if err := r.start(ctx); err != nil {
+			return err
+		}
 		return r.finish(ctx)
 	}
 	if err := r.start(ctx); err != nil {
@@ -162,6 +166,11 @@ func (r *run) install(ctx context.Context) error {
 	size, err := r.target.room(r.plan.Size, r.image.Size)
 	if err != nil {
 		return err
+	}
+	if r.Changes != nil {
+		if err := r.Changes.Ready(); err != nil {
+			return err
+		}
 	}
 	if err := r.write(ctx, size); err != nil {
 		return err

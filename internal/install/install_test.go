@@ -157,6 +157,48 @@ func TestFailureIsSaid(t *testing.T) {
 	}
 }
 
+// What the helper VM lacks is found while the disk is as it was.
+func TestNothingIsWrittenThatCannotBeChanged(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t.TempDir())
+	w.unready = imprint.Errorf(imprint.NotFound, "find", "a kernel for the helper VM", "there is none")
+	before := bytes.Repeat([]byte("mine"), 512<<10)
+	if err := os.WriteFile(w.disk(), before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := w.installer().Run(t.Context(), w.plan(), false)
+	if imprint.KindOf(err) != imprint.NotFound || !strings.Contains(err.Error(), "there is none; "+w.disk()+" was not touched") {
+		t.Errorf("%v", err)
+	}
+	if after, _ := os.ReadFile(w.disk()); !bytes.Equal(before, after) {
+		t.Error("it was touched")
+	}
+}
+
+// A disk is complete, the timeline was not told, and then became that of another
+// installation: the same command tells it all the same, and installs nothing.
+func TestCompleteDiskIsToldAfterAnotherInstallation(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t.TempDir())
+	in := w.installer()
+	w.away = true
+	if err := in.Run(t.Context(), w.plan(), false); err == nil || !strings.Contains(err.Error(), "is complete, but the timeline does not say so") {
+		t.Fatal(err)
+	}
+	w.away = false
+	if err := w.Report(t.Context(), imprint.DigestOf([]byte("another")), imprint.InstallStarted, "", ""); err != nil {
+		t.Fatal(err)
+	}
+	w.notices = nil
+	if err := in.Run(t.Context(), w.plan(), false); err != nil || strings.Contains(w.said(), "written begun") {
+		t.Errorf("%v\n%s", err, w.said())
+	}
+	w.expectWhole(t)
+	if lines := w.notes("timeline"); !strings.HasPrefix(lines[len(lines)-1], "finished ") {
+		t.Errorf("the timeline ends with %q", lines[len(lines)-1])
+	}
+}
+
 // An interrupted run ends as one that failed, and what was interrupted says so.
 func TestInterrupted(t *testing.T) {
 	t.Parallel()

@@ -60,6 +60,8 @@ type Images interface {
 
 // Changes is what is done to an image on its disk.
 type Changes interface {
+	// Ready fails if the host lacks what Change needs, while the disk is as it was.
+	Ready() error
 	// Change does all of it, and calls done for each step that is complete, in order.
 	// When it returns an error, what the disk holds is not known. progress says what is
 	// being done, in bytes or other units; a total of 0 is not known.

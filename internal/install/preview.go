@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"imprint"
 )
@@ -22,6 +23,9 @@ type Preview struct {
 // [Installer.Run] does before that begins.
 func (in *Installer) Preview(p *Plan, again bool) (Preview, error) {
 	if _, err := os.Lstat(p.Disk); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Dir(p.Disk)); err != nil {
+			return Preview{}, openError(p.Disk, err)
+		}
 		return Preview{}, nil
 	}
 	t, err := openTarget(p.Disk, false)

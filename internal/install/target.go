@@ -165,6 +165,7 @@ func mark(path string) (string, error) {
 		return "", nil
 	}
 	text, _, _ = bytes.Cut(text, []byte{0})
+	text = bytes.TrimRight(text, "\n")
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r == '\ufffd' {
 			return '?'

@@ -36,8 +36,10 @@ type world struct {
 	image   []byte
 	moment  func(what string) error
 	notices []install.Notice
-	denied  error // what the timeline answers to a start
-	away    bool  // the server cannot be reached, but for the start
+	denied  error          // what the timeline answers to a start
+	current imprint.Digest // the installation that the timeline is of
+	unready error          // why the helper VM cannot run
+	away    bool           // the server cannot be reached, but for the start
 }
 
 func newWorld(dir string) *world {
@@ -103,6 +105,8 @@ func (w *world) Write(ctx context.Context, disk *os.File, size int64, progress f
 	return nil
 }
 
+func (w *world) Ready() error { return w.unready }
+
 // Change is not idempotent, as growing a filesystem or running a script is not.
 func (w *world) Change(ctx context.Context, disk *os.File, progress func(what string, done, total int64), done func(imprint.InstallStep, string)) error {
 	for n, step := range []imprint.InstallStep{imprint.InstallRepaired, imprint.InstallPersonalized, imprint.InstallScripts} {
@@ -134,6 +138,12 @@ func (w *world) Report(_ context.Context, id imprint.Digest, step imprint.Instal
 	}
 	if err := w.moment("before report " + string(step)); err != nil {
 		return err
+	}
+	switch {
+	case step == imprint.InstallStarted:
+		w.current = id
+	case w.current != id:
+		return imprint.Errorf(imprint.Conflict, "install", "web-1", "another installation was started since")
 	}
 	w.note("timeline", fmt.Sprintf("%s %s", step, detail))
 	return w.moment("after report " + string(step))
