@@ -181,6 +181,10 @@ func (p *program) osCheckCommand(o *osOptions) *cobra.Command {
 					return err
 				}
 			}
+			if len(all) == 0 {
+				_, err := fmt.Fprintf(p.err, "No OS definitions in %s.\n", strings.Join(o.path, ", "))
+				return err
+			}
 			bad := 0
 			for _, d := range all {
 				if len(d.Problems) == 0 {

@@ -64,7 +64,7 @@ before. Files are those of the host on which the machine runs.`,
 				return err
 			}
 			return p.print(i, func(w io.Writer) {
-				row(w, i.Ref, "has for its next installation only:")
+				fmt.Fprintf(w, "%s has for its next installation only:\n", i.Ref)
 				describeSetup(w, i)
 			})
 		},
@@ -74,7 +74,7 @@ before. Files are those of the host on which the machine runs.`,
 	f.StringArrayVar(&o.floppies, "floppy", nil, "a floppy image; repeatable")
 	f.StringArrayVar(&o.mediumDisks, "disk-medium", nil, "a disk image that the machine cannot change, such as one for a USB stick; repeatable")
 	f.StringArrayVar(&o.disks, "disk", nil, "a disk behind the machine's own, raw or qcow2 by its name; what is written to it is dropped; repeatable")
-	f.StringArrayVar(&o.writable, "writable-disk", nil, "likewise, and what is written is kept; repeatable")
+	f.StringArrayVar(&o.writable, "writable-disk", nil, "a disk behind the machine's own, raw or qcow2 by its name; what is written to it is kept; repeatable")
 	f.StringArrayVar(&o.nics, "nic", nil, "a network interface behind the machine's own: a `MAC` address, a tap of the host, MAC@TAP, or any; repeatable")
 	f.StringSliceVar(&o.order, "boot-order", nil, "in which order firmware tries what it may boot from: cd, disk, floppy, network")
 	f.StringVar(&o.kernel, "kernel", "", "Linux kernel to boot directly")

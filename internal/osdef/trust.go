@@ -112,6 +112,9 @@ func (t Trust) Mark(d *Definition) error {
 
 // Unmark takes the mark away. It may be repeated.
 func (t Trust) Unmark(name string) error {
+	if _, err := os.Lstat(t.Path); errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing is marked
+	}
 	return t.change(func(marks map[string]imprint.Digest) { delete(marks, name) })
 }
 
@@ -162,6 +165,9 @@ func (t Trust) change(how func(map[string]imprint.Digest)) error {
 	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(a, b) })
 	for _, name := range names {
 		fmt.Fprintf(&b, "%s  %s\n", marks[name], name)
+	}
+	if err := os.MkdirAll(filepath.Dir(t.Path), 0o755); err != nil {
+		return imprint.Errorf(imprint.Denied, "write", t.Path, "%w", cause(err))
 	}
 	next := t.Path + ".new"
 	if err := os.WriteFile(next, []byte(b.String()), 0o644); err != nil {
