@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,6 +43,7 @@ func (o *imageOptions) flags(c *cobra.Command) {
 	f.StringVar(&o.ca, "ca", "", "`file` with the certificates that https is trusted by, in the place of the system's")
 	f.StringVar(&o.credentials, "credentials", "", "`file` with user:password for HTTP basic authentication")
 	f.StringVar(&o.Format, "format", "", "refuse it unless it is raw, qcow2 or vmdk")
+	c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"raw", "qcow2", "vmdk"}, cobra.ShellCompDirectiveNoFileComp))
 	for _, name := range []string{"sums", "signature", "key", "ca", "credentials"} {
 		c.MarkFlagFilename(name)
 	}
@@ -89,6 +91,10 @@ func (p *program) openImage(ctx context.Context, o *imageOptions, source string)
 	}
 	if m.Key != "" && m.Signature == "" && m.Sums == "" {
 		return nil, "", imprint.Errorf(imprint.Invalid, "verify", "key", "nothing is signed with it").WithHint("say with --signature where the signature is")
+	}
+	if u, err := url.Parse(source); err == nil && u.Scheme == "http" && u.User == nil && m.Sum == "" && m.Key == "" {
+		return nil, "", imprint.Errorf(imprint.Invalid, "fetch", shownSource(source), "it comes over plain HTTP, where whoever is on the way could change it").
+			WithHint("give --sum, or --key with a signature, or use https")
 	}
 	s, err := image.NewStore(image.Config{Cache: o.cache}).Open(ctx, m, image.OpenOptions{Credentials: credentials, Progress: p.transfer("fetched")})
 	if err != nil {
@@ -147,7 +153,7 @@ type imageView struct {
 	Source   string         `json:"source"`
 	Format   string         `json:"format"`
 	FileSize int64          `json:"fileSize"`
-	DiskSize int64          `json:"diskSize"`
+	DiskSize int64          `json:"diskSize,omitempty"` // 0 is not known
 	Digest   imprint.Digest `json:"digest"`
 	Verified []string       `json:"verified"` // by what
 }
@@ -203,6 +209,12 @@ func (o *imageOptions) verified() []string {
 	return by
 }
 
+// fetchedView is what is known of an image that is in the cache.
+type fetchedView struct {
+	imageView
+	Cached bool `json:"cached"` // before
+}
+
 func (p *program) imageFetchCommand() *cobra.Command {
 	var o imageOptions
 	c := &cobra.Command{
@@ -226,8 +238,10 @@ ended, also by the next "imprint image fetch". What was not used for longest mak
 			if !s.Fetched {
 				how = "in the cache already"
 			}
-			fmt.Fprintf(p.out, "%s %s: %s, %s, sha256:%s\n", s.Origin, how, s.Format, image.Bytes(s.FileSize), digest)
-			return nil
+			v := fetchedView{imageView{Source: s.Origin, Format: s.Format.String(), FileSize: s.FileSize, Digest: digest, Verified: o.verified()}, !s.Fetched}
+			return p.print(v, func(w io.Writer) {
+				fmt.Fprintf(w, "%s %s: %s, %s, sha256:%s\n", v.Source, how, v.Format, image.Bytes(v.FileSize), v.Digest)
+			})
 		},
 	}
 	o.flags(c)
@@ -245,6 +259,9 @@ func (p *program) imageListCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if all == nil {
+				all = []image.Cached{} // a list with nothing in it, also as JSON
+			}
 			return p.print(all, func(w io.Writer) {
 				row(w, "SUM", "SIZE", "USED")
 				for _, c := range all {
@@ -257,29 +274,37 @@ func (p *program) imageListCommand() *cobra.Command {
 	return c
 }
 
+// prunedView is what the cache has after some of it was removed.
+type prunedView struct {
+	Left int64 `json:"left"` // bytes
+}
+
 func (p *program) imagePruneCommand() *cobra.Command {
 	var o imageOptions
-	var keep int64
+	var keep string
 	c := &cobra.Command{
 		Use:   "prune",
 		Short: "Remove images from the cache that were not used for longest",
 		Long: `Remove images from the cache, those first that were not used for longest, until it has at
-most as many bytes as --keep says. What an installation uses at this moment stays.`,
-		Example: "  imprint image prune\n  imprint image prune --keep 10737418240",
+most as many bytes as --keep says: without it, none. What an installation uses at this moment stays.`,
+		Example: "  imprint image prune\n  imprint image prune --keep 10G",
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			if keep < 0 {
-				return imprint.Errorf(imprint.Invalid, "prune", "images", "--keep is negative")
+			var most int64
+			if keep != "0" {
+				var err error
+				if most, err = parseSize(keep); err != nil {
+					return err
+				}
 			}
-			left, err := image.NewStore(image.Config{Cache: o.cache}).Prune(keep)
+			left, err := image.NewStore(image.Config{Cache: o.cache}).Prune(most)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(p.out, "%s are left\n", image.Bytes(left))
-			return nil
+			return p.print(prunedView{left}, func(w io.Writer) { fmt.Fprintf(w, "%s are left\n", image.Bytes(left)) })
 		},
 	}
-	c.Flags().Int64Var(&keep, "keep", 0, "how many `bytes` may stay")
+	c.Flags().StringVar(&keep, "keep", "0", "how many `bytes` may stay, as in 10G")
 	o.cacheFlag(c)
 	return c
 }
