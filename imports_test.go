@@ -49,7 +49,7 @@ var imports = []struct {
 	{"internal/est", "imprint", "golang.org/x/crypto golang.org/x/time"},
 	{"internal/tap", "imprint", "github.com/google/nftables github.com/vishvananda/netlink golang.org/x/sys"},
 	{"internal/dhcp", "imprint", "github.com/insomniacslk/dhcp golang.org/x/time"},
-	{"internal/media", "imprint internal/dialect", ""},
+	{"internal/media", "imprint internal/cpio internal/dialect", ""},
 	{"internal/disk", "imprint", "golang.org/x/sys"},
 	{"internal/varstore", "imprint", ""},
 	{"internal/personalize", "imprint", "golang.org/x/sys"},

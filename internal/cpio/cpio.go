@@ -1,6 +1,6 @@
 // Package cpio writes archives in the format "newc", which Linux unpacks into its
 // initial RAM disk (Documentation/driver-api/early-userspace/buffer-format.rst). The
-// same entries give the same bytes: there are no times, and no owners but root.
+// same entries give the same bytes: all are root's, and of one time.
 package cpio
 
 import (
@@ -9,7 +9,11 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"time"
 )
+
+// Trailer is the name of the entry that ends an archive.
+const Trailer = "TRAILER!!!"
 
 // File types as in inode(7).
 const (
@@ -22,6 +26,8 @@ const (
 // [Writer.Close] returns it. Names are relative or absolute alike; the directories
 // on the way are made, with mode 0755.
 type Writer struct {
+	Time time.Time // of all entries, until 2106; zero is 1970
+
 	w    io.Writer
 	n    int64
 	ino  int
@@ -38,14 +44,14 @@ func (a *Writer) Has(name string) bool { return a.made[clean(name)] }
 // File adds a file. perm has its permissions, and may have setuid and the like.
 func (a *Writer) File(name string, perm fs.FileMode, data []byte) {
 	if name, ok := a.begin(name); ok {
-		a.entry(name, typeFile|int(perm.Perm()), data)
+		a.entry(name, typeFile|int(perm.Perm()), 1, data)
 	}
 }
 
 // Link adds a symbolic link.
 func (a *Writer) Link(name, target string) {
 	if name, ok := a.begin(name); ok {
-		a.entry(name, typeLink|0o777, []byte(target))
+		a.entry(name, typeLink|0o777, 1, []byte(target))
 	}
 }
 
@@ -56,13 +62,14 @@ func (a *Writer) Dir(name string, perm fs.FileMode) {
 		if perm&fs.ModeSticky != 0 {
 			mode |= 0o1000
 		}
-		a.entry(name, mode, nil)
+		a.entry(name, mode, 2, nil)
 	}
 }
 
 // Close ends the archive.
 func (a *Writer) Close() error {
-	a.entry("TRAILER!!!", 0, nil)
+	a.ino, a.Time = -1, time.Time{} // as cpio(1) has it
+	a.entry(Trailer, 0, 1, nil)
 	return a.err
 }
 
@@ -82,10 +89,14 @@ func (a *Writer) begin(name string) (string, bool) {
 	return name, true
 }
 
-func (a *Writer) entry(name string, mode int, data []byte) {
+func (a *Writer) entry(name string, mode, links int, data []byte) {
 	a.ino++
-	const uid, gid, links, mtime, major, minor, rmajor, rminor, check = 0, 0, 1, 0, 0, 0, 0, 0, 0
-	a.write(fmt.Appendf(nil, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
+	var mtime int64
+	if !a.Time.IsZero() {
+		mtime = a.Time.Unix()
+	}
+	const uid, gid, major, minor, rmajor, rminor, check = 0, 0, 0, 0, 0, 0, 0
+	a.write(fmt.Appendf(nil, "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00",
 		a.ino, mode, uid, gid, links, mtime, len(data), major, minor, rmajor, rminor, len(name)+1, check, name))
 	a.pad()
 	a.write(data)

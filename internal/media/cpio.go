@@ -2,8 +2,9 @@ package media
 
 import (
 	"bytes"
-	"fmt"
 	"io"
+
+	"imprint/internal/cpio"
 )
 
 // initrdAlign is what the kernel's archives are padded to. It finds an archive
@@ -29,38 +30,23 @@ func Initrd(w io.Writer, v *Volume) error {
 		return err
 	}
 	var b bytes.Buffer
-	number := 0
-	put := func(name string, mode, links uint32, data []byte) {
-		number++
-		mtime := v.Time.Unix()
-		if name == cpioTrailer {
-			number, mtime = 0, 0
-		}
-		fmt.Fprintf(&b, "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X",
-			number, mode, 0, 0, links, mtime, len(data), 0, 0, 0, 0, len(name)+1, 0)
-		b.WriteString(name)
-		b.WriteByte(0)
-		align(&b, 4)
-		b.Write(data)
-		align(&b, 4)
-	}
+	a := cpio.NewWriter(&b)
+	a.Time = v.Time
 	var walk func(dir string, n *node)
 	walk = func(dir string, n *node) {
 		for _, k := range n.kids {
 			if !k.dir {
-				put(dir+k.name, 0o100400, 1, k.data)
+				a.File(dir+k.name, 0o400, k.data)
 				continue
 			}
-			put(dir+k.name, 0o040755, 2, nil)
+			a.Dir(dir+k.name, 0o755)
 			walk(dir+k.name+"/", k)
 		}
 	}
 	walk("", root)
-	put(cpioTrailer, 0, 1, nil)
-	align(&b, initrdAlign)
+	if err := a.Close(); err != nil {
+		return err
+	}
+	b.Write(make([]byte, -b.Len()&(initrdAlign-1)))
 	return writeBytes(w, b.Bytes())
 }
-
-const cpioTrailer = "TRAILER!!!"
-
-func align(b *bytes.Buffer, n int) { b.Write(make([]byte, (n-b.Len()%n)%n)) }

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"strconv"
 	"strings"
+
+	"imprint/internal/cpio"
 )
 
 const cpioHeader = 110 // bytes: a magic number and 13 numbers in hexadecimal
@@ -77,7 +79,7 @@ func (in *reader) archive(at int64) (files map[string][]byte, ok bool, err error
 		if at > in.size-size {
 			return nil, false, nil
 		}
-		if name == cpioTrailer {
+		if name == cpio.Trailer {
 			next, end := in.afterZeros(at)
 			if end || next%4 != 0 {
 				return in.files, end, nil
