@@ -25,7 +25,7 @@ var imports = []struct {
 	{"internal/keybox", "imprint", ""},
 	{"internal/durable", "", "golang.org/x/sys"},
 	{"internal/cpio", "", ""},
-	{"internal/osdef", "imprint internal/confine internal/job internal/script", "go.yaml.in/yaml/v3 golang.org/x/sys"},
+	{"internal/osdef", "imprint internal/confine internal/durable internal/job internal/script", "go.yaml.in/yaml/v3 golang.org/x/sys"},
 	{"internal/script", "imprint internal/confine", "golang.org/x/sys"},
 	{"internal/blank", "imprint internal/disk", "golang.org/x/sys"},
 	{"internal/peercred", "", "golang.org/x/sys"},

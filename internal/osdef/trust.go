@@ -1,13 +1,13 @@
 package osdef
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"imprint"
+	"imprint/internal/durable"
 )
 
 // DefaultTrust is the file that lists the definitions that the operator trusts.
@@ -158,23 +159,19 @@ func (t Trust) change(how func(map[string]imprint.Digest)) error {
 	how(marks)
 	var b strings.Builder
 	b.WriteString("# OS definitions that may run on this host, as they were when the operator marked them.\n")
-	names := make([]string, 0, len(marks))
-	for name := range marks {
-		names = append(names, name)
-	}
-	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(a, b) })
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(marks)) {
 		fmt.Fprintf(&b, "%s  %s\n", marks[name], name)
 	}
-	if err := os.MkdirAll(filepath.Dir(t.Path), 0o755); err != nil {
-		return imprint.Errorf(imprint.Denied, "write", t.Path, "%w", cause(err))
+	err = os.MkdirAll(filepath.Dir(t.Path), 0o755)
+	if err == nil {
+		err = durable.WriteFile(t.Path, []byte(b.String()), 0o644)
 	}
-	next := t.Path + ".new"
-	if err := os.WriteFile(next, []byte(b.String()), 0o644); err != nil {
-		return imprint.Errorf(imprint.Denied, "write", t.Path, "%w", cause(err))
-	}
-	if err := os.Rename(next, t.Path); err != nil {
-		return imprint.Errorf(imprint.Unavailable, "write", t.Path, "%w", err)
+	if err != nil {
+		kind := imprint.Unavailable
+		if errors.Is(err, fs.ErrPermission) {
+			kind = imprint.Denied
+		}
+		return imprint.Errorf(kind, "write", t.Path, "%w", cause(err))
 	}
 	return nil
 }
