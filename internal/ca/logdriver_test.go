@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/fstest"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"imprint"
 	"imprint/internal/store"
 )
@@ -251,7 +253,11 @@ func powerFailure(t *testing.T, random *rand.Rand) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	signed, err := LogSize(synced, l.verifier)
+	verifier, err := note.NewVerifier(l.verifier)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := readCheckpoint(synced, verifier)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +273,7 @@ func powerFailure(t *testing.T, random *rand.Rand) {
 	}
 	after.open(t)
 	if got := after.serials(t); !sameSet(got, acknowledged) {
-		t.Errorf("%d acknowledged, of which %d under the checkpoint; now the log has %d", len(acknowledged), signed, len(got))
+		t.Errorf("%d acknowledged, of which %d under the checkpoint; now the log has %d", len(acknowledged), signed.Size, len(got))
 	}
 	after.close(t)
 	if report, err := VerifyLog(after.fs(), l.verifier, VerifyOptions{}); err != nil || len(report.Unused) > 0 {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/transparency-dev/merkle/rfc6962"
 	"github.com/transparency-dev/tessera/api/layout"
-	"golang.org/x/mod/sumdb/note"
 
 	"imprint"
 )
@@ -79,20 +78,6 @@ func entriesFrom(log fs.FS, from, size uint64) iter.Seq2[[]byte, error] {
 			}
 		}
 	}
-}
-
-// LogSize returns the number of entries under the signed checkpoint of the log
-// in log, without looking at the entries. It fails like [VerifyLog].
-func LogSize(log fs.FS, verifierKey string) (uint64, error) {
-	verifier, err := note.NewVerifier(verifierKey)
-	if err != nil {
-		return 0, imprint.Errorf(imprint.Invalid, "read", "issuance log", "verifier key: %w", err)
-	}
-	signed, err := readCheckpoint(log, verifier)
-	if err != nil {
-		return 0, err
-	}
-	return signed.Size, nil
 }
 
 // readBundle returns the entries of bundle n in a tree of the given size.
