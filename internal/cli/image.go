@@ -80,7 +80,7 @@ func (p *program) openImage(ctx context.Context, o *imageOptions, source string)
 		if path == "" {
 			continue
 		}
-		b, err := readLimited(path, imprint.MaxKeyText)
+		b, err := readFile(path, imprint.MaxKeyText)
 		if err != nil {
 			return nil, "", err
 		}
@@ -106,23 +106,6 @@ func (p *program) openImage(ctx context.Context, o *imageOptions, source string)
 		return nil, "", err
 	}
 	return s, digest, nil
-}
-
-// readLimited reads a small file.
-func readLimited(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fileError("read", path, err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fileError("read", path, err)
-	}
-	if int64(len(b)) > limit {
-		return nil, imprint.Errorf(imprint.Invalid, "read", path, "it has more than %d bytes", limit)
-	}
-	return b, nil
 }
 
 // transfer shows people how far something is; nil if nobody looks.

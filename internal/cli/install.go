@@ -242,7 +242,7 @@ func (p *program) prepareInstall(ctx context.Context, client *api.Client, d *api
 		}
 	}
 	if o.credentials != "" {
-		b, err := readLimited(o.credentials, imprint.MaxParamLen)
+		b, err := readFile(o.credentials, imprint.MaxParamLen)
 		if err != nil {
 			return nil, err
 		}
@@ -299,7 +299,7 @@ func (o *installOptions) chosenImage(i *api.Instance) (*imprint.Image, error) {
 		if path == "" {
 			continue
 		}
-		b, err := readLimited(path, imprint.MaxKeyText)
+		b, err := readFile(path, imprint.MaxKeyText)
 		if err != nil {
 			return nil, err
 		}
