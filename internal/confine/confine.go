@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"reflect"
 	"runtime"
 	"strings"
 	"sync"
@@ -50,8 +51,11 @@ type Command struct {
 
 	// Stdin is read until its end or that of the program; one Read that blocks then may
 	// outlast Run. nil is empty.
-	Stdin          io.Reader
-	Stdout, Stderr io.Writer  // nil discards; not more than Limits.Output together
+	Stdin io.Reader
+	// Stdout and Stderr are written to from a goroutine each. If they are the same, and
+	// can be compared, one goroutine writes what comes as it comes. nil discards; the
+	// program may write up to Limits.Output to both together.
+	Stdout, Stderr io.Writer
 	Files          []*os.File // descriptors 3, 4 and so on
 	// Started is called once the cage has Files, which the caller may close then; nil is
 	// nobody.
@@ -228,7 +232,10 @@ func (c *Command) start(ctx context.Context, cancel context.CancelCauseFunc, lim
 	cmd.Args = []string{name}
 	cmd.Env = []string{"GOMAXPROCS=1"}
 	cmd.Dir = "/"
-	cmd.Stdout, cmd.Stderr = bounded(c.Stdout), bounded(c.Stderr)
+	cmd.Stdout = bounded(c.Stdout)
+	if cmd.Stderr = cmd.Stdout; !same(c.Stdout, c.Stderr) {
+		cmd.Stderr = bounded(c.Stderr)
+	}
 	if f, ok := c.Stdin.(*os.File); ok {
 		cmd.Stdin = f
 	} else if c.Stdin != nil {
@@ -277,6 +284,11 @@ func (c *Command) start(ctx context.Context, cancel context.CancelCauseFunc, lim
 	cmd.Wait() // how it ended is in the report
 	wg.Wait()
 	return r, nil
+}
+
+// same reports whether two writers are one.
+func same(a, b io.Writer) bool {
+	return reflect.TypeOf(a) == reflect.TypeOf(b) && (a == nil || reflect.TypeOf(a).Comparable() && a == b)
 }
 
 // maxReport bounds what is read of the report, in bytes.

@@ -64,6 +64,16 @@ func shell(t *testing.T, c Command, script string) (string, error) {
 	return out.String(), err
 }
 
+// A writer that has no lock gets both outputs, and in their order.
+func TestBothOutputsInOrder(t *testing.T) {
+	t.Parallel()
+	const script = "i=0; while [ $i -lt 300 ]; do echo out; echo err >&2; i=$((i+1)); done"
+	out, err := shell(t, Command{Root: newRoot(t)}, script)
+	if want := strings.Repeat("out\nerr\n", 300); err != nil || out != want {
+		t.Errorf("got %v, and %d bytes of %d in another order", err, len(out), len(want))
+	}
+}
+
 func TestARootOfItsOwn(t *testing.T) {
 	t.Parallel()
 	root := newRoot(t)

@@ -386,7 +386,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 // A script that needs the disk says so, and has it then: that one, and no other.
 func TestPrivilegedScriptHasItsDisk(t *testing.T) {
 	t.Parallel()
-	const create = "#!/bin/sh\nexec 2>&1\nid -u; printf written | dd of=\"$DISK_0_PATH\" conv=notrunc status=none && echo wrote\n"
+	const create = "#!/bin/sh\nid -u; printf written | dd of=\"$DISK_0_PATH\" conv=notrunc status=none && echo wrote\n"
 	for yaml, want := range map[string]string{"": "host: 65534\n", "privileged: true\n": "host: 0\nhost: wrote\n"} {
 		h, d := newHost(t, map[string]string{"create": create, "imprint.yaml": yaml})
 		dir, err := os.MkdirTemp("/var/tmp", "imprint-osdef-test-")
