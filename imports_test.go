@@ -63,7 +63,7 @@ var imports = []struct {
 	// The helper VM: what both ends say, the host's side, the guest's, and the cage
 	// for what it runs.
 	{"internal/job", "imprint", ""},
-	{"internal/helpervm", "imprint internal/cpio internal/disk internal/job internal/platform/qemu", "github.com/klauspost/compress github.com/pierrec/lz4/v4 github.com/therootcompany/xz golang.org/x/sys"},
+	{"internal/helpervm", "imprint internal/cpio internal/disk internal/durable internal/job internal/platform/qemu", "github.com/klauspost/compress github.com/pierrec/lz4/v4 github.com/therootcompany/xz golang.org/x/sys"},
 	{"internal/inside", "imprint internal/confine internal/job internal/repair internal/script internal/unpack", "golang.org/x/sys"},
 	{"internal/repair", "imprint internal/disk internal/job", "golang.org/x/sys"},
 	{"internal/confine", "imprint", "golang.org/x/sys"},

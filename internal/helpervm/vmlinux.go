@@ -16,6 +16,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 	"github.com/therootcompany/xz"
+
+	"imprint/internal/durable"
 )
 
 const (
@@ -44,13 +46,8 @@ func unpacked(image, cache string) string {
 	if err != nil || !hasPVH(kernel) || os.MkdirAll(cache, 0o700) != nil {
 		return ""
 	}
-	f, err := os.CreateTemp(cache, "vmlinux-*.new")
-	if err != nil {
-		return ""
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	if _, err := f.Write(kernel); err != nil || f.Chmod(0o444) != nil || os.Rename(f.Name(), path) != nil {
+	// It has to be whole or not there: it is taken as it is the next time.
+	if durable.WriteFile(path, kernel, 0o444) != nil {
 		return ""
 	}
 	prune(cache, path)
@@ -60,6 +57,8 @@ func unpacked(image, cache string) string {
 // prune removes all but the newest images, and what a program that was killed left.
 func prune(cache, newest string) {
 	images, _ := filepath.Glob(filepath.Join(cache, "vmlinux-*"))
+	unfinished, _ := filepath.Glob(filepath.Join(cache, ".vmlinux-*"))
+	images = append(images, unfinished...)
 	slices.SortFunc(images, func(a, b string) int { return int(modified(b) - modified(a)) })
 	for i, name := range images {
 		if i >= keptImages && name != newest {
