@@ -24,6 +24,13 @@
 // key. The machine makes its own key and sends a certificate request; the
 // certificate is built from the reservation plus that request's public key.
 //
+// # The disk
+//
+// An [Image] is what a machine's disk is written from; a personalization
+// [Package] and an [OS] definition add what is the machine's own. An
+// [Installation] says how far that is. An [InstallSetup] is what the machine has
+// for one installation only, and a [Medium] what was given out for it to read.
+//
 // # The life of a claim
 //
 //	reserved → delivered → claimed → issued → confirmed → closed
