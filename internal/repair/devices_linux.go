@@ -176,9 +176,9 @@ func (v *Volume) mountFailed(err error) error {
 	return e
 }
 
-// looking mounts a volume for reading for as long as f runs.
-func (v *Volume) looking(env Env, subvolume string, f func(*tree) error) (err error) {
-	dir, err := os.MkdirTemp("", "imprint-look-")
+// mounted mounts a volume at a directory of its own for as long as use runs.
+func (v *Volume) mounted(env Env, subvolume string, readOnly bool, use func(dir string) error) (err error) {
+	dir, err := os.MkdirTemp("", "imprint-volume-")
 	if err != nil {
 		return err
 	}
@@ -188,7 +188,7 @@ func (v *Volume) looking(env Env, subvolume string, f func(*tree) error) (err er
 		return err
 	}
 	defer at.Close()
-	if err := v.mountAt(env, at, subvolume, true); err != nil {
+	if err := v.mountAt(env, at, subvolume, readOnly); err != nil {
 		return err
 	}
 	defer func() {
@@ -196,12 +196,19 @@ func (v *Volume) looking(env Env, subvolume string, f func(*tree) error) (err er
 			err = imprint.Errorf(imprint.Internal, "unmount", v.String(), "%w", e)
 		}
 	}()
-	t, err := openTree(dir)
-	if err != nil {
-		return err
-	}
-	defer t.Close()
-	return f(t)
+	return use(dir)
+}
+
+// tree is what a volume has, mounted for as long as use runs.
+func (v *Volume) tree(env Env, subvolume string, readOnly bool, use func(*tree) error) error {
+	return v.mounted(env, subvolume, readOnly, func(dir string) error {
+		t, err := openTree(dir)
+		if err != nil {
+			return err
+		}
+		defer t.Close()
+		return use(t)
+	})
 }
 
 // root is a volume that has an operating system.
@@ -233,7 +240,7 @@ func roots(ctx context.Context, env Env, volumes []Volume) ([]root, error) {
 			}
 			var name string
 			var is bool
-			err := v.looking(env, sub, func(t *tree) error {
+			err := v.tree(env, sub, true, func(t *tree) error {
 				is = t.has("etc/os-release") || t.has("usr/lib/os-release") || t.has("etc/fstab") && t.has("etc/passwd")
 				name = t.system()
 				return nil

@@ -9,13 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path"
 	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"imprint"
 	"imprint/internal/disk"
@@ -179,23 +176,7 @@ func (v *Volume) renew(ctx context.Context, env Env, to string) error {
 
 // settle mounts a filesystem so that it replays its log, as its tools want it.
 func (v *Volume) settle(env Env) error {
-	dir, err := os.MkdirTemp("", "imprint-settle-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(dir)
-	at, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer at.Close()
-	if err := v.mountAt(env, at, "", false); err != nil {
-		return err
-	}
-	if err := unix.Unmount(dir, 0); err != nil {
-		return imprint.Errorf(imprint.Internal, "unmount", v.String(), "%w", err)
-	}
-	return nil
+	return v.mounted(env, "", false, func(string) error { return nil })
 }
 
 // renewFAT writes the serial number, which only the boot sector and its copy have.
@@ -356,6 +337,3 @@ func (t *tree) forget() ([]string, error) {
 	}
 	return append(gone, machineID), nil
 }
-
-// sorted are the identifiers that a renewal replaces, for a dry run.
-func (r renewal) sorted() []string { return slices.Sorted(maps.Keys(r)) }

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"imprint"
 	"imprint/internal/disk"
 	"imprint/internal/job"
@@ -164,39 +162,19 @@ func (f *fixing) withESP(needed bool, use func(*tree, *Volume) error) error {
 
 // lookAtESP mounts a volume for as long as use has it, if it is an EFI system partition.
 func (f *fixing) lookAtESP(v *Volume, use func(*tree, *Volume) error) (found bool, err error) {
-	dir, err := os.MkdirTemp("", "imprint-esp-")
-	if err != nil {
-		return false, err
-	}
-	defer os.Remove(dir)
-	at, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return false, err
-	}
-	defer at.Close()
 	readOnly := f.sys.readOnly
 	if !readOnly {
 		if err := v.check(f.ctx, f.env, false); err != nil {
 			return false, err
 		}
 	}
-	if err := v.mountAt(f.env, at, "", readOnly); err != nil {
-		return false, err
-	}
-	defer func() {
-		if e := unix.Unmount(dir, 0); e != nil && err == nil {
-			err = imprint.Errorf(imprint.Internal, "unmount", v.String(), "%w", e)
+	err = v.tree(f.env, "", readOnly, func(t *tree) error {
+		if found = t.has("EFI"); !found {
+			return nil
 		}
-	}()
-	t, err := openTree(dir)
-	if err != nil {
-		return false, err
-	}
-	defer t.Close()
-	if !t.has("EFI") {
-		return false, nil
-	}
-	return true, use(t, v)
+		return use(t, v)
+	})
+	return found, err
 }
 
 // grow lets the root partition grow, while nothing is mounted.

@@ -48,15 +48,6 @@ func (t *tree) open(name string, flags int) (*os.File, error) {
 	}
 }
 
-// sub returns the tree below a directory: what it resolves does not leave that.
-func (t *tree) sub(name string) (*tree, error) {
-	f, err := t.open(name, unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return nil, err
-	}
-	return &tree{f}, nil
-}
-
 // file opens a regular file. A FIFO or a device does not hold anybody up.
 func (t *tree) file(name string, flags int) (*os.File, error) {
 	f, err := t.open(name, flags|unix.O_NONBLOCK)

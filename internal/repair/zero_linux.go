@@ -115,16 +115,6 @@ func (v *Volume) zero(ctx context.Context, env Env, dryRun bool) (n int64, err e
 			return 0, err
 		}
 	}
-	dir, err := os.MkdirTemp("", "imprint-zero-")
-	if err != nil {
-		return 0, err
-	}
-	defer os.Remove(dir)
-	at, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer at.Close()
 	through := *v
 	if !dryRun {
 		l, err := attachLoop(v.Device)
@@ -138,14 +128,16 @@ func (v *Volume) zero(ctx context.Context, env Env, dryRun bool) (n int64, err e
 		}()
 		through.Device = l.path
 	}
-	if err := through.mountAt(env, at, "", dryRun); err != nil {
-		return 0, err
-	}
-	defer func() {
-		if e := unix.Unmount(dir, 0); e != nil && err == nil {
-			err = imprint.Errorf(imprint.Internal, "unmount", v.String(), "%w", e)
-		}
-	}()
+	err = through.mounted(env, "", dryRun, func(dir string) error {
+		n, err = through.zeroMounted(ctx, env, dir, dryRun)
+		return err
+	})
+	return n, err
+}
+
+// zeroMounted zeroes what a filesystem that is mounted at dir does not use, or tells
+// how much that is about.
+func (v *Volume) zeroMounted(ctx context.Context, env Env, dir string, dryRun bool) (int64, error) {
 	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return 0, err
@@ -163,7 +155,7 @@ func (v *Volume) zero(ctx context.Context, env Env, dryRun bool) (n int64, err e
 	if err != nil {
 		return 0, imprint.Errorf(imprint.Unavailable, "zero", v.String(), "%w", err)
 	}
-	free, err := through.unused(f)
+	free, err := v.unused(f)
 	if err != nil {
 		return 0, err
 	}
@@ -174,7 +166,7 @@ func (v *Volume) zero(ctx context.Context, env Env, dryRun bool) (n int64, err e
 	if trimmed == 0 && sum > 0 {
 		return 0, imprint.Errorf(imprint.Internal, "zero", v.String(), "%d bytes are unused, and the kernel zeroed none", sum)
 	}
-	d, err := os.Open(through.Device)
+	d, err := os.Open(v.Device)
 	if err != nil {
 		return 0, err
 	}
