@@ -141,7 +141,7 @@ func (m *Image) Check() error {
 	case m.Key != "" && m.Signature == "" && m.Sums == "":
 		return Errorf(Invalid, "check", "image.key", "is given, but nothing that it signed").
 			WithHint("say with image.signature where the signature is")
-	case strings.HasPrefix(m.Source, "http:") && m.Sum == "" && m.Key == "":
+	case plainHTTP(m.Source) && m.Sum == "" && m.Key == "":
 		return Errorf(Invalid, "check", "image.source", "comes over plain HTTP, where whoever is on the way could change it").
 			WithHint("give image.sum, or image.signature and image.key, or use https")
 	}
@@ -157,7 +157,7 @@ func (p *Package) Check(field string) error {
 	if err := checkSum(field+".sum", p.Sum); err != nil {
 		return err
 	}
-	if strings.HasPrefix(p.Source, "http:") && (p.Sum == "" || p.Credentials != "") {
+	if plainHTTP(p.Source) && (p.Sum == "" || p.Credentials != "") {
 		return Errorf(Invalid, "check", field+".source", "comes over plain HTTP, where whoever is on the way could read and change it").
 			WithHint("use https; a package without credentials may come over http if %s.sum is given", field)
 	}
@@ -187,6 +187,13 @@ func checkSource(field, s string) error {
 		return Errorf(Invalid, "check", field, "%q is not the URL of a file", s)
 	}
 	return nil
+}
+
+// plainHTTP reports whether a URL that was checked has the scheme http, in whatever case
+// it is written (RFC 3986 section 3.1).
+func plainHTTP(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && u.Scheme == "http"
 }
 
 // checkSum judges "sha256:" or "sha512:" and hexadecimal; "" is none.

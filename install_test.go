@@ -52,3 +52,23 @@ func TestInstallSetupCheck(t *testing.T) {
 		}
 	}
 }
+
+// Plain HTTP is plain HTTP however its scheme is written: what comes over it has a sum
+// or a signature, and no password goes over it.
+func TestPlainHTTPInCapitals(t *testing.T) {
+	sum := "sha256:" + strings.Repeat("0", 64)
+	for _, source := range []string{"http://images.example/a.raw", "HTTP://images.example/a.raw", "Http://images.example/a.raw"} {
+		if err := (&imprint.Image{Source: source}).Check(); imprint.KindOf(err) != imprint.Invalid {
+			t.Errorf("%s: an image without a sum: %v", source, err)
+		}
+		if err := (&imprint.Package{Source: source}).Check("package"); imprint.KindOf(err) != imprint.Invalid {
+			t.Errorf("%s: a package without a sum: %v", source, err)
+		}
+		if err := (&imprint.Package{Source: source, Sum: sum, Credentials: "login"}).Check("package"); imprint.KindOf(err) != imprint.Invalid {
+			t.Errorf("%s: a password: %v", source, err)
+		}
+		if err := (&imprint.Image{Source: source, Sum: sum}).Check(); err != nil {
+			t.Errorf("%s: with a sum: %v", source, err)
+		}
+	}
+}
