@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -326,7 +327,7 @@ func play(t *testing.T, j *job.Job, messages ...*job.Message) (*job.Result, erro
 			guest.Send(m)
 		}
 	}()
-	s := &session{conn: job.NewConn(w.ours), job: j, begin: time.Now(), clean: scrubber(nil), c: &Config{}}
+	s := &session{conn: job.NewConn(w.ours), job: j, begin: time.Now(), clean: scrubber(j.Secrets), c: &Config{}}
 	return s.run()
 }
 
@@ -359,6 +360,41 @@ func TestOnlyTheResultCounts(t *testing.T) {
 	} {
 		if r, err := play(t, j, messages...); err == nil || r != nil {
 			t.Errorf("%s: %v, %v", name, r, err)
+		}
+	}
+}
+
+// What a guest says that it did is the guest's word as well: it controls no terminal, and
+// shows no secret.
+func TestWhatWasDoneIsClean(t *testing.T) {
+	t.Parallel()
+	const hostile = "\x1b]0;owned\a correct horse"
+	j := &job.Job{Version: job.Version, Nonce: "right", Tasks: []job.Task{{Repair: &job.Repair{}}, {Unpack: &job.Unpack{}}, {Zero: &job.Zero{}}},
+		Secrets: map[string]imprint.Secret{"s": imprint.NewSecret([]byte("correct horse"))}}
+	r, err := play(t, j, &job.Message{Hello: &job.Hello{Version: job.Version}}, &job.Message{Result: &job.Result{Nonce: "right", Tasks: []job.Outcome{
+		{Name: "repair", Repair: &job.Repaired{System: hostile, Did: []string{hostile}, Warnings: []string{hostile}, Loader: &job.Loader{Title: hostile, PartUUID: hostile, Path: hostile}}},
+		{Name: "unpack", Unpack: &job.Unpacked{Directories: []string{hostile}}},
+		{Name: "zero", Zero: &job.Zeroed{Volumes: []job.ZeroedVolume{{Type: hostile, Skipped: hostile}}}},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(r.Tasks)
+	if err != nil || bytes.Contains(b, []byte(`\u001b`)) || bytes.Contains(b, []byte(`\u0007`)) || bytes.Contains(b, []byte("horse")) {
+		t.Errorf("%s, %v", b, err)
+	}
+}
+
+// Of two secrets of which one begins the other nothing is shown, whichever comes first.
+func TestOneSecretBeginsAnother(t *testing.T) {
+	t.Parallel()
+	secrets := map[string]imprint.Secret{}
+	for n := 4; n < 12; n++ {
+		secrets[fmt.Sprint(n)] = imprint.NewSecret([]byte("abcdefghijkl"[:n]))
+	}
+	for range 20 { // a map has no order
+		if got := scrubber(secrets).Replace("<abcdefghijk>"); strings.ContainsAny(got, "bfghijk") {
+			t.Fatalf("shown: %s", got)
 		}
 	}
 }

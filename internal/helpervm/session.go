@@ -3,6 +3,7 @@ package helpervm
 import (
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,14 +30,19 @@ type session struct {
 // scrubber replaces the values of secrets, and each longer line of one.
 func scrubber(secrets map[string]imprint.Secret) *strings.Replacer {
 	const shortest = 4 // what is shorter would take ordinary text apart
-	var pairs []string
+	var parts, pairs []string
 	for _, s := range secrets {
 		value := string(s.Reveal())
 		for _, part := range append([]string{value}, strings.Split(value, "\n")...) {
 			if part = strings.TrimSpace(part); len(part) >= shortest {
-				pairs = append(pairs, part, s.String())
+				parts = append(parts, part, job.Printable([]byte(part))) // as text has it that was cleaned before
 			}
 		}
+	}
+	// Of two that fit at a place the first wins, and the rest of the longer would be left.
+	slices.SortFunc(parts, func(a, b string) int { return len(b) - len(a) })
+	for _, part := range parts {
+		pairs = append(pairs, part, imprint.Secret{}.String())
 	}
 	return strings.NewReplacer(pairs...)
 }
@@ -118,6 +124,9 @@ func (s *session) check(r *job.Result) (*job.Result, error) {
 	for i := range r.Tasks {
 		if r.Tasks[i].Name != s.job.Tasks[i].String() {
 			return nil, violation("it reported a task that the job does not have")
+		}
+		for _, t := range r.Tasks[i].Texts() {
+			*t = s.text(*t)
 		}
 	}
 	if f := r.Fault; f != nil {

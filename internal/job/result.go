@@ -33,6 +33,33 @@ type Outcome struct {
 	Script *Ran      `json:"script,omitempty"`
 }
 
+// Texts are all texts in it that people may be shown, but for its name.
+func (o *Outcome) Texts() []*string {
+	var all []*string
+	add := func(list []string) {
+		for i := range list {
+			all = append(all, &list[i])
+		}
+	}
+	if u := o.Unpack; u != nil {
+		add(u.Directories)
+	}
+	if r := o.Repair; r != nil {
+		all = append(all, &r.System)
+		add(r.Did)
+		add(r.Warnings)
+		if l := r.Loader; l != nil {
+			all = append(all, &l.Title, &l.PartUUID, &l.Path)
+		}
+	}
+	if z := o.Zero; z != nil {
+		for i := range z.Volumes {
+			all = append(all, &z.Volumes[i].Type, &z.Volumes[i].Skipped)
+		}
+	}
+	return all
+}
+
 // Fault is an [imprint.Error] on its way.
 type Fault struct {
 	Kind    string `json:"kind"`
