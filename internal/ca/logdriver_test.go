@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -307,4 +308,45 @@ func sameSet(a, b []imprint.Serial) bool {
 	slices.SortFunc(a, func(x, y imprint.Serial) int { return strings.Compare(string(x), string(y)) })
 	slices.SortFunc(b, func(x, y imprint.Serial) int { return strings.Compare(string(x), string(y)) })
 	return slices.Equal(a, b)
+}
+
+// overtaken is a log that grows once, between the opening of a file and its reading.
+type overtaken struct {
+	fs.FS
+	name string
+	grow func()
+}
+
+func (g *overtaken) Open(name string) (fs.File, error) {
+	f, err := g.FS.Open(name)
+	if grow := g.grow; name == g.name && err == nil && grow != nil {
+		g.grow = nil
+		grow()
+	}
+	return f, err
+}
+
+// Whoever opened the last bundle just before it grew reads the wider one, which is no damage.
+func TestGrowsWhileItIsRead(t *testing.T) {
+	t.Parallel()
+	l := newTestLog(t)
+	l.close(t)
+	h := newHeld(l.queue) // so that no checkpoint covers, and keeps, the last bundle
+	l.queue = h
+	defer close(h.over)
+	l.open(t)
+	close(h.hold)
+	l.fill(t, 1)
+	<-h.holding
+	l.fill(t, 2)
+	read := 0
+	for _, err := range Entries(&overtaken{l.fs(), "tile/entries/000.p/3", func() { l.fill(t, 2) }}, 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		read++
+	}
+	if read != 3 {
+		t.Errorf("%d entries, of the 3 that there were", read)
+	}
 }

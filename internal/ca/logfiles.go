@@ -96,10 +96,17 @@ func readBundle(log fs.FS, n, size uint64) ([][]byte, error) {
 	switch {
 	case len(entries) < width:
 		return nil, corrupt(first+uint64(len(entries)), name, "the bundle ends here")
-	case name == layout.EntriesPath(n, partial) && (!whole || len(entries) > width): // one that took its place may be growing
+	case name == layout.EntriesPath(n, partial) && (!whole || len(entries) > width) && exists(log, name): // one that took its place may be growing
 		return nil, corrupt(first+uint64(width)-1, name, "bytes after the end of the bundle")
 	}
 	return entries[:width], nil
+}
+
+// exists reports whether a file still has its name, which it loses when a wider one
+// takes its place. Who opened it before that reads the wider one.
+func exists(log fs.FS, name string) bool {
+	_, err := fs.Stat(log, name)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // splitBundle takes a bundle apart: entries, each after its length in two bytes.
