@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"imprint"
@@ -334,7 +335,9 @@ func (r *run) settle(ctx context.Context) error {
 // the timeline.
 func (r *run) fail(ctx context.Context, err error) error {
 	interrupted := errors.Is(err, context.Canceled)
-	reason := err.Error()
+	// What a script printed follows in lines of its own, and is for who installs alone.
+	reason, _, _ := strings.Cut(err.Error(), "\n")
+	reason = strings.TrimSuffix(reason, "; it printed last:")
 	if interrupted {
 		reason = "it was interrupted"
 	}

@@ -5,13 +5,17 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"imprint"
 	"imprint/internal/install"
+	"imprint/test/need"
 )
 
 func TestInstallsOnce(t *testing.T) {
@@ -392,5 +396,76 @@ func TestNoJournalNoInstallation(t *testing.T) {
 	}
 	if _, err := os.Lstat(w.disk()); err == nil {
 		t.Error("a file was left where none was before")
+	}
+}
+
+// A loop device is the disk that is behind it: another file of the same name has nothing
+// installed on it.
+func TestAnotherFileBehindALoop(t *testing.T) { // not parallel: see TestKilledAnywhere
+	need.Root(t)
+	_, err := os.Stat("/dev/loop-control")
+	need.Kernel(t, err == nil, "loop devices")
+	w := newWorld(t.TempDir())
+	attach := func() *install.Plan {
+		image := filepath.Join(w.dir, "image")
+		if err := errors.Join(os.WriteFile(image+".new", nil, 0o600), os.Truncate(image+".new", 2<<20), os.Rename(image+".new", image)); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(need.Program(t, "losetup", "mount"), "--find", "--show", image).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := w.plan()
+		p.Disk, p.Size = strings.TrimSpace(string(out)), 0
+		t.Cleanup(func() { exec.Command("losetup", "-d", p.Disk).Run() })
+		return p
+	}
+	in := w.installer()
+	first := attach()
+	for range 2 { // the second finds what the first did
+		if err := in.Run(t.Context(), first, false); err != nil || len(w.notes("writes")) != 1 {
+			t.Fatalf("%v, written %d times", err, len(w.notes("writes")))
+		}
+	}
+	if out, err := exec.Command("losetup", "-d", first.Disk).CombinedOutput(); err != nil {
+		t.Fatal(string(out), err)
+	}
+	if err := in.Run(t.Context(), attach(), false); err != nil || len(w.notes("writes")) != 2 {
+		t.Errorf("%v, written %d times; an empty disk was called installed", err, len(w.notes("writes")))
+	}
+}
+
+// What a script printed is for who installs, and neither on the timeline nor on the disk.
+func TestOutputStaysHere(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t.TempDir())
+	in := w.installer()
+	w.moment = func(what string) error {
+		if what == "change scripts" {
+			return imprint.Errorf(imprint.Conflict, "run create for", "web-1", "on the helper VM: it ended with status 1; it printed last:\nhunter2")
+		}
+		return nil
+	}
+	if err := in.Run(t.Context(), w.plan(), false); err == nil || !strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("who installs is told %v", err)
+	}
+	disk, _ := os.ReadFile(w.disk())
+	if lines := strings.Join(w.notes("timeline"), "\n"); strings.Contains(lines, "hunter2") || !strings.Contains(lines, "it ended with status 1; "+w.disk()) || bytes.Contains(disk, []byte("hunter2")) {
+		t.Errorf("the timeline has %s; the disk begins with %q", lines, disk[:512])
+	}
+}
+
+// A machine may write a mark to its disk, and with it to the terminal of who looks.
+func TestMarkIsPrintable(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "disk")
+	b := make([]byte, 1<<20)
+	copy(b, "imprint: the installation of \x1b[31m \u009b31m \u202e \xff")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := (install.Journal{Dir: t.TempDir()}).Find(path)
+	if err != nil || f.Unfinished == "" || strings.ContainsFunc(f.Unfinished, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) {
+		t.Errorf("%q, %v", f.Unfinished, err)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -73,10 +75,23 @@ func identify(f *os.File) (id string, block bool, err error) {
 			return "device " + name + " " + s, true, nil
 		}
 	}
-	if b, err := os.ReadFile(sys + "loop/backing_file"); err == nil {
-		return "loop " + strings.TrimSpace(string(b)), true, nil
+	if info, err := unix.IoctlLoopGetStatus64(int(f.Fd())); err == nil {
+		return backing(info, sys), true, nil
 	}
 	return fmt.Sprintf("device %d:%d", st.Rdev_major, st.Rdev_minor), true, nil
+}
+
+// backing names the disk that a loop device is: the file that is behind it, which sys
+// has the name of.
+func backing(info *unix.LoopInfo64, sys string) string {
+	id := fmt.Sprintf("loop of device %d inode %d from %d to %d", info.Device, info.Inode, info.Offset, info.Sizelimit)
+	name, _ := os.ReadFile(sys + "loop/backing_file")
+	var st unix.Statx_t // a file that is made later may have the same inode
+	err := unix.Statx(unix.AT_FDCWD, strings.TrimSuffix(string(name), "\n"), 0, unix.STATX_INO|unix.STATX_BTIME, &st)
+	if err == nil && st.Ino == info.Inode {
+		id += fmt.Sprintf(" made %d.%d", st.Btime.Sec, st.Btime.Nsec)
+	}
+	return id
 }
 
 // changed is when a file was last changed; zero for a block device.
@@ -167,7 +182,7 @@ func mark(path string) (string, error) {
 	text, _, _ = bytes.Cut(text, []byte{0})
 	text = bytes.TrimRight(text, "\n")
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '\ufffd' {
+		if r == utf8.RuneError || !unicode.IsPrint(r) { // a machine may have written it
 			return '?'
 		}
 		return r
