@@ -42,6 +42,11 @@ func open(path, origin string) (*Source, error) {
 	if err != nil {
 		return nil, fileError("open", origin, err)
 	}
+	return take(f, origin)
+}
+
+// take takes a file that is open.
+func take(f *os.File, origin string) (*Source, error) {
 	s := &Source{f: f, Origin: origin, size: -1}
 	if err := s.look(); err != nil {
 		f.Close()

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"imprint"
 )
 
@@ -87,8 +89,8 @@ func (st *Store) Open(ctx context.Context, m imprint.Image, o OpenOptions) (*Sou
 	var s *Source
 	if u != nil {
 		s, err = st.fetched(ctx, client, u, want, o.Progress)
-	} else if real, e := st.allowed(path); e == nil {
-		s, err = open(real, path)
+	} else if f, e := st.local(path); e == nil {
+		s, err = take(f, path)
 	} else {
 		err = e
 	}
@@ -180,13 +182,9 @@ func (st *Store) small(ctx context.Context, c *client, source string) ([]byte, e
 	if u != nil {
 		return c.small(ctx, u)
 	}
-	real, err := st.allowed(path)
+	f, err := st.local(path)
 	if err != nil {
 		return nil, err
-	}
-	f, err := os.Open(real)
-	if err != nil {
-		return nil, fileError("open", path, err)
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxSums+1))
@@ -236,11 +234,36 @@ func shown(u *url.URL) string {
 	return c.String()
 }
 
+// local opens a file that may be an image, without waiting for whoever may write to it,
+// if it is a pipe.
+func (st *Store) local(path string) (*os.File, error) {
+	const flags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC
+	if st.c.Dirs == nil {
+		f, err := os.OpenFile(path, flags, 0)
+		if err != nil {
+			return nil, fileError("open", path, err)
+		}
+		return f, nil
+	}
+	real, err := st.allowed(path)
+	if err != nil {
+		return nil, err
+	}
+	return openWithoutLinks(real, path, flags)
+}
+
+// openWithoutLinks opens a file of which the path was found to have no symbolic link,
+// and fails if it has one by now. The error calls it name.
+func openWithoutLinks(path, name string, flags uint64) (*os.File, error) {
+	fd, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{Flags: flags, Resolve: unix.RESOLVE_NO_SYMLINKS})
+	if err != nil {
+		return nil, fileError("open", name, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
 // allowed returns the path without links of a file that may be an image.
 func (st *Store) allowed(path string) (string, error) {
-	if st.c.Dirs == nil {
-		return path, nil
-	}
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return "", fileError("open", path, err)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -317,6 +318,60 @@ func TestOnlyFromTheseDirectories(t *testing.T) {
 	_, err := st.Open(t.Context(), imprint.Image{Source: inside, Sums: outside}, image.OpenOptions{})
 	if imprint.KindOf(err) != imprint.Denied {
 		t.Errorf("a list from elsewhere: %v", err)
+	}
+}
+
+// Who may write to such a directory cannot lead out of it while a file is opened.
+func TestExchangedForALink(t *testing.T) {
+	dir := t.TempDir()
+	names := []string{filepath.Join(dir, "image"), filepath.Join(dir, "link")}
+	if err := os.WriteFile(names[0], diskBytes(9, mib), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	secret := write(t, "shadow", []byte("root:secret"))
+	if err := os.Symlink(secret, names[1]); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	var exchanging sync.WaitGroup
+	exchanging.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				unix.Renameat2(unix.AT_FDCWD, names[0], unix.AT_FDCWD, names[1], unix.RENAME_EXCHANGE)
+			}
+		}
+	})
+	defer exchanging.Wait()
+	defer close(done)
+	st := image.NewStore(image.Config{Dirs: []string{dir}})
+	for range 5_000 {
+		s, err := st.Open(t.Context(), imprint.Image{Source: names[0]}, image.OpenOptions{})
+		if err != nil {
+			continue
+		}
+		size := s.FileSize
+		s.Close()
+		if size != mib {
+			t.Fatalf("a file of %d bytes was opened, which is outside", size)
+		}
+	}
+}
+
+// A pipe among the images keeps nobody waiting, nor does one that is to be a list of sums.
+func TestPipes(t *testing.T) {
+	dir := t.TempDir()
+	pipe, inside := filepath.Join(dir, "pipe"), filepath.Join(dir, "image")
+	if err := errors.Join(unix.Mkfifo(pipe, 0o600), os.WriteFile(inside, diskBytes(9, mib), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	st := image.NewStore(image.Config{Dirs: []string{dir}})
+	for _, m := range []imprint.Image{{Source: pipe}, {Source: inside, Sums: pipe}} {
+		if _, err := st.Open(t.Context(), m, image.OpenOptions{}); imprint.KindOf(err) != imprint.Invalid {
+			t.Errorf("%+v: %v", m, err)
+		}
 	}
 }
 
