@@ -198,7 +198,12 @@ func (d *Definition) values(op Op, in *Input) (env []string, secret, files map[s
 			return nil, nil, nil, fail(imprint.Conflict, "its %s parameter %s is not at hand", given.Visibility, p.Name).
 				WithHint("give it: imprint set %s %s", in.Instance.Ref(), p.Name)
 		case given.Visibility == imprint.SecretOnly && !d.Schema.SecretsInEnvironment:
-			files[variable+"_FILE"] = value
+			variable += "_FILE"
+			if other := d.Schema.called(variable); other != "" { // it would say which file of the host is read
+				return nil, nil, nil, fail(imprint.Invalid, "its parameter %s would be the variable %s, in which the path of %s comes", other, variable, p.Name).
+					WithHint("call one of them otherwise in the definition, or let it have its secrets in the environment")
+			}
+			files[variable] = value
 		case bytes.IndexByte(value.Reveal(), 0) >= 0:
 			return nil, nil, nil, fail(imprint.Invalid, "the value of %s has a zero byte, which no variable can have", p.Name)
 		default:

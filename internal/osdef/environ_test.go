@@ -96,3 +96,16 @@ func TestEnvironmentOfParameters(t *testing.T) {
 		t.Errorf("a definition that wants secrets in its environment: %v, %v, %v", secret, files, err)
 	}
 }
+
+// The path of a secret's file is the only value of its variable, whatever other
+// parameters are called: whoever sets those would choose what is read.
+func TestPathOfASecretIsNobodysParameter(t *testing.T) {
+	t.Parallel()
+	_, d := define(t, "demo", map[string]string{"parameters.list": "key a key\nkey_file where it is\n"})
+	i := instance()
+	i.Spec.Params = []imprint.Param{{Name: "key", Visibility: imprint.SecretOnly}, {Name: "key_file", Visibility: imprint.Public, Value: "/etc/shadow"}}
+	in := &Input{Instance: i, Values: map[string]imprint.Secret{"key": imprint.NewSecret([]byte("hunter2"))}}
+	if env, _, files, err := d.environment(Create, "", in); imprint.KindOf(err) != imprint.Invalid {
+		t.Errorf("%v; the environment has %q, and files are %v", err, env, files)
+	}
+}

@@ -287,6 +287,16 @@ func (p *Param) about() string {
 	return ": " + p.Description
 }
 
+// called returns the name of the parameter that is a variable, or "".
+func (s *Schema) called(variable string) string {
+	for _, p := range s.Params {
+		if v, _ := variableOf(p.Name); v == variable {
+			return p.Name
+		}
+	}
+	return ""
+}
+
 // variableOf returns the name of the variable for a parameter, in Ganeti's manner:
 // OSP_, capitals, and underscores for what a shell cannot have in a name.
 func variableOf(name string) (string, bool) {
