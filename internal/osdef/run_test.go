@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -124,6 +125,25 @@ exit 7
 		}
 		if !strings.Contains(text, "password: [redacted], [redacted]") || !strings.Contains(text, "no end of line: [redacted]") {
 			t.Errorf("what is no value is not in\n%s", text)
+		}
+	}
+}
+
+// A line that is too long is cut, here or in the helper VM, and what is shown of it has no
+// part of a value.
+func TestCutLinesHaveNoPartOfAValue(t *testing.T) {
+	t.Parallel()
+	value := strings.Repeat("0123456789abcdef", 1000)
+	for name, text := range map[string]string{
+		"longer than a line": value, "cut by the VM": value[:job.MaxLine], "behind others": strings.Repeat("x", 100) + value + value,
+	} {
+		var got strings.Builder
+		o := &output{scrub: newScrubber(map[string]imprint.Secret{"key": imprint.NewSecret([]byte(value))}), pass: func(line string) { got.WriteString(line + "\n") }}
+		for part := range slices.Chunk([]byte(text+"\nnext\n"), 1000) {
+			o.Write(part)
+		}
+		if strings.Contains(got.String(), "0123") || !strings.HasSuffix(got.String(), "[redacted]\nnext\n") {
+			t.Errorf("%s: %.200q", name, got.String())
 		}
 	}
 }

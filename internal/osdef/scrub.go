@@ -8,6 +8,7 @@ import (
 	"unicode"
 
 	"imprint"
+	"imprint/internal/job"
 )
 
 // Limits on what is kept of a script's output.
@@ -48,10 +49,16 @@ func newScrubber(values map[string]imprint.Secret) *scrubber {
 	return s
 }
 
+const redacted = "[redacted]"
+
 // line returns b as it may be shown: without values, controls and what is too long.
 func (s *scrubber) line(b []byte) string {
+	cut := len(b) >= longest // here or in the helper VM, and maybe within a value
 	for _, v := range s.values {
-		b = bytes.ReplaceAll(b, v, []byte("[redacted]"))
+		b = bytes.ReplaceAll(b, v, []byte(redacted))
+	}
+	if n := s.begun(b); cut && n > 0 {
+		b = append(b[:len(b)-n], redacted...)
 	}
 	text := strings.Map(func(r rune) rune {
 		if r != '\t' && !unicode.IsPrint(r) {
@@ -65,6 +72,18 @@ func (s *scrubber) line(b []byte) string {
 	return text
 }
 
+// begun returns how many bytes at the end of b are the beginning of a value.
+func (s *scrubber) begun(b []byte) (most int) {
+	for _, v := range s.values {
+		for n := min(len(v)-1, len(b)); n >= max(minScrubbed, most+1); n-- {
+			if bytes.HasSuffix(b, v[:n]) {
+				most = n
+			}
+		}
+	}
+	return most
+}
+
 // output takes what a script prints, passes scrubbed lines on, and keeps the last.
 // A value that a script splits over two lines is not recognized.
 type output struct {
@@ -75,24 +94,27 @@ type output struct {
 	bytes int // of tail
 }
 
-// longest is how much of a line that does not end is looked at together.
-const longest = 64 << 10
+// longest is how many bytes of a line are looked at; the rest is left out. Those of the
+// helper VM have no more.
+const longest = job.MaxLine
 
 func (o *output) Write(p []byte) (int, error) {
 	n := len(p)
 	for len(p) > 0 {
 		end := bytes.IndexByte(p, '\n')
 		if end < 0 {
-			o.part = append(o.part, p...)
+			o.keep(p)
 			break
 		}
-		o.end(append(o.part, p[:end]...))
+		o.keep(p[:end])
+		o.end(o.part)
 		p = p[end+1:]
 	}
-	for len(o.part) > longest {
-		o.end(o.part)
-	}
 	return n, nil
+}
+
+func (o *output) keep(p []byte) {
+	o.part = append(o.part, p[:min(len(p), longest-len(o.part))]...)
 }
 
 func (o *output) end(line []byte) {
