@@ -22,9 +22,6 @@ const (
 	firstFD  = 5
 )
 
-// maxSpec bounds what is read of the spec, in bytes.
-const maxSpec = 16 << 20
-
 // tmpSize is how large /tmp and /run may grow, in bytes each.
 const tmpSize = 256 << 20
 
