@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -348,5 +349,55 @@ func TestGrowsWhileItIsRead(t *testing.T) {
 	}
 	if read != 3 {
 		t.Errorf("%d entries, of the 3 that there were", read)
+	}
+}
+
+// dequeued is a queue that says what left it.
+type dequeued struct {
+	Queue
+	left chan imprint.LogEntry
+}
+
+func (d *dequeued) Dequeue(ctx context.Context, log string, entries []imprint.LogEntry, size uint64) error {
+	err := d.Queue.Dequeue(ctx, log, entries, size)
+	for _, e := range entries {
+		d.left <- e
+	}
+	return err
+}
+
+// An entry that a checkpoint covered before it was known where it is leaves the queue too,
+// though nothing comes after it.
+func TestCoveredBeforeItLanded(t *testing.T) {
+	t.Parallel()
+	l := newTestLog(t)
+	l.close(t)
+	q := &dequeued{l.queue, make(chan imprint.LogEntry, 1)}
+	l.queue = q
+	l.open(t)
+	c := newTestCA(t, testProfile())
+	g := testGrant(t)
+	entry, err := l.Entry(machineEntry(&g, certified(t, c, g)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.queue.Enqueue(t.Context(), *entry); err != nil {
+		t.Fatal(err)
+	}
+	_, land := l.arrival(entry)
+	for covered := false; !covered; {
+		l.mu.Lock()
+		var changed <-chan struct{}
+		covered, changed = l.signed >= 1, l.changed
+		l.mu.Unlock()
+		if !covered {
+			<-changed
+		}
+	}
+	land()
+	select {
+	case <-q.left:
+	case <-time.After(10 * time.Second):
+		t.Error("it stays in the queue until another comes")
 	}
 }

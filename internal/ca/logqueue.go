@@ -69,6 +69,7 @@ func (l *Log) arrival(e *imprint.LogEntry) (a *arrival, land func()) {
 		if err != nil {
 			poke(l.wake)
 		}
+		poke(l.driver.dirty) // a checkpoint may have covered it before it was known to have landed
 	}
 }
 
