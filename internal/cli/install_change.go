@@ -74,6 +74,11 @@ func (c *installChanges) Change(ctx context.Context, disk *os.File, progress fun
 		}
 		c.report(tasks, r.Fault == nil, done)
 	}
+	if err != nil && r != nil && len(r.Tasks) > 0 {
+		if name, is := strings.CutPrefix(r.Tasks[len(r.Tasks)-1].Name, "unpack "); is { // the VM does not know which package it is
+			err = imprint.Errorf(imprint.KindOf(err), "unpack", name, "%w", err).WithHint("%s", imprint.HintOf(err))
+		}
+	}
 	if err != nil || c.scripts.def == nil {
 		return err
 	}

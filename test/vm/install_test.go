@@ -382,11 +382,17 @@ func TestInstallPackageRefused(t *testing.T) {
 	bad := archive(t, map[string]string{"etc/motd": "x", "../../etc/shadow": "root::::::::\n"})
 	out, err := i.install(disk, append(args, "--package", bad)...)
 	i.expectFailed(out, err, disk, "../../etc/shadow")
+	if !strings.Contains(out, "unpack "+bad+": ") {
+		t.Errorf("it does not say which package:\n%s", out)
+	}
 	if out, err := i.install(disk, args...); err != nil {
 		t.Fatalf("without it: %v\n%s", err, out)
 	}
 	if tree(t, disk)["usr/sbin/imprint-agent"] == "" {
 		t.Error("the agent is not in it")
+	}
+	if tree(t, disk)["etc/systemd/system/multi-user.target.wants/imprint-ssh-keys.service"] == "" {
+		t.Error("nothing makes SSH host keys")
 	}
 }
 
