@@ -111,7 +111,7 @@ kvm decides without probing.`,
 	f.StringVar(&o.console, "console", "-", "where the guest's console goes: a file, or - for this terminal")
 	f.IntVar(&o.memory, "memory", 512, "MiB of memory")
 	f.IntVar(&o.cpus, "cpus", 1, "processors")
-	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "end the machine after this long")
+	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "end the machine after this long; 0 is never")
 	f.BoolVar(&o.print, "print", false, "print the command line instead of running it")
 	for _, name := range []string{"kernel", "initrd", "disk", "console", "firmware"} {
 		c.MarkFlagFilename(name)
@@ -233,7 +233,8 @@ func (p *program) runMachine(ctx context.Context, ref string, m *qemu.Machine, m
 		}
 		p.warnUnreachable(ctx, ref, medium.checkIn)
 	}
-	run := qemu.Run{Timeout: o.timeout, Stdout: p.out, Stderr: p.err}
+	const never = 100 * 365 * 24 * time.Hour
+	run := qemu.Run{Timeout: cmp.Or(o.timeout, never), Stdout: p.out, Stderr: p.err}
 	if in, ok := p.in.(*os.File); ok && m.Console.Kind == qemu.ConsoleStdio {
 		run.Stdin = in
 	}
