@@ -202,6 +202,7 @@ func (p *program) prepareInstall(ctx context.Context, client *api.Client, d *api
 			}
 		}
 	}
+	changes.repair.AgentFollows = w.agent != ""
 	changes.vm.Agent = o.agent
 	// Only who gives the command may name any file of this machine.
 	listed := image.NewStore(image.Config{Cache: o.cache, Dirs: o.imageDirs})

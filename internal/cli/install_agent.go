@@ -13,8 +13,8 @@ import (
 // agentPath is where the agent is in a guest; one that has it keeps it.
 const agentPath = "/usr/sbin/imprint-agent"
 
-// agentPackage returns a package with the agent at path, its systemd unit, and the link
-// that starts it with the system. The file is for reading, and has no name any more.
+// agentPackage returns a package with the agent at path, its systemd units, and the links
+// that start them with the system. The file is for reading, and has no name any more.
 func agentPackage(path string) (*os.File, int64, error) {
 	program, err := os.ReadFile(path)
 	if err != nil {
@@ -41,15 +41,18 @@ func agentPackage(path string) (*os.File, int64, error) {
 }
 
 func writeAgentPackage(w *tar.Writer, program []byte) error {
-	const unit = "usr/lib/systemd/system/imprint-agent.service"
+	const units, wanted = "usr/lib/systemd/system/", "etc/systemd/system/multi-user.target.wants/"
+	const unit, keys = "imprint-agent.service", "imprint-ssh-keys.service"
 	for _, e := range []struct {
 		name, link string
 		mode       int64
 		content    []byte
 	}{
 		{agentPath[1:], "", 0o755, program},
-		{unit, "", 0o644, agent.Unit},
-		{"etc/systemd/system/multi-user.target.wants/imprint-agent.service", "/" + unit, 0o777, nil},
+		{units + unit, "", 0o644, agent.Unit},
+		{units + keys, "", 0o644, agent.SSHKeysUnit},
+		{wanted + unit, "/" + units + unit, 0o777, nil},
+		{wanted + keys, "/" + units + keys, 0o777, nil},
 	} {
 		h := &tar.Header{Name: e.name, Mode: e.mode, Size: int64(len(e.content)), ModTime: time.Now(), Typeflag: tar.TypeReg}
 		if e.link != "" {

@@ -23,6 +23,10 @@ type Repair struct {
 	// the disk has no EFI system partition, or no loader, is a warning; the result has no Loader then.
 	EFIFallback bool `json:"efiFallback,omitempty"`
 
+	// AgentFollows says that a later task puts imprint-agent into a system that has none, and
+	// with it what makes SSH host keys.
+	AgentFollows bool `json:"agentFollows,omitempty"`
+
 	// DryRun finds out what would be done, and changes nothing.
 	DryRun bool `json:"dryRun,omitempty"`
 }

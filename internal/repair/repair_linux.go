@@ -333,8 +333,8 @@ func (f *fixing) newIdentity() ([]string, error) {
 	if len(gone) > 0 {
 		f.did("what no two machines may have in common is gone: %s", strings.Join(gone, ", "))
 	}
-	if slices.ContainsFunc(gone, func(name string) bool { return strings.HasPrefix(name, "etc/ssh/") }) && !f.sys.tree.makesHostKeys() {
-		f.warn("nothing in the system makes SSH host keys at its next start: let the personalization do it, or install cloud-init or imprint-agent")
+	if slices.ContainsFunc(gone, func(name string) bool { return strings.HasPrefix(name, "etc/ssh/") }) && !f.hostKeysFollow() {
+		f.warn("nothing in the system makes SSH host keys at its next start: let the personalization do it, or install cloud-init")
 	}
 	_, err = f.sys.tree.remove(renewalFile)
 	return changed, err
@@ -354,9 +354,15 @@ func (f *fixing) refer(r renewal) ([]string, error) {
 	return changed, err
 }
 
+// hostKeysFollow reports whether SSH host keys that are removed are made anew.
+func (f *fixing) hostKeysFollow() bool {
+	return f.sys.tree.makesHostKeys() || f.task.AgentFollows && !f.sys.tree.has("usr/sbin/imprint-agent")
+}
+
 // makesHostKeys reports whether the system is known to make SSH host keys when there are none.
 func (t *tree) makesHostKeys() bool {
 	return slices.ContainsFunc([]string{
 		"usr/bin/cloud-init", "usr/libexec/openssh/sshd-keygen", "usr/lib/systemd/system/sshdgenkeys.service", "usr/sbin/sshd-gen-keys-start",
+		"etc/systemd/system/multi-user.target.wants/imprint-ssh-keys.service",
 	}, t.has)
 }

@@ -218,6 +218,15 @@ func TestNewIdentity(t *testing.T) {
 	}
 }
 
+// Nobody is told to see to SSH host keys where the agent's unit makes them.
+func TestHostKeysFollow(t *testing.T) {
+	_, device := bootAndRoot(t, "ext4", "gpt", 0)
+	done, err := repair.Fix(t.Context(), env(t), noGuest, device, &job.Repair{NewIdentity: true, AgentFollows: true})
+	if err != nil || len(done.Warnings) != 0 {
+		t.Errorf("%v, the warnings are %q", err, done.Warnings)
+	}
+}
+
 // At whatever step a repair is interrupted, the same repair finishes it.
 func TestInterrupted(t *testing.T) {
 	for _, kind := range []string{"ext4"} { // the steps are the same with the others

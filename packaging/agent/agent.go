@@ -7,3 +7,8 @@ import _ "embed"
 //
 //go:embed imprint-agent.service
 var Unit []byte
+
+// SSHKeysUnit is imprint-ssh-keys.service, which makes SSH host keys where there are none.
+//
+//go:embed imprint-ssh-keys.service
+var SSHKeysUnit []byte
