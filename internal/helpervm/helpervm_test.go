@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -168,6 +169,20 @@ func TestSlots(t *testing.T) {
 	}
 	if list, err := Running(t.TempDir()); err != nil || len(list) != 0 {
 		t.Errorf("%v, %v", list, err)
+	}
+}
+
+// A directory that others made, or can write to, accounts for nothing.
+func TestSlotsOfOthers(t *testing.T) {
+	t.Parallel()
+	open, link := t.TempDir(), filepath.Join(t.TempDir(), "link")
+	if err := errors.Join(os.Chmod(open, 0o777), os.Symlink(t.TempDir(), link)); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{open, link} {
+		if _, err := takeSlot(dir, VM{}); imprint.KindOf(err) != imprint.Denied {
+			t.Errorf("%s: %v", dir, err)
+		}
 	}
 }
 

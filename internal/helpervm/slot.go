@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -55,6 +56,9 @@ func takeSlot(dir string, v VM) (*slot, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, openError(dir, err)
 	}
+	if err := own(dir); err != nil {
+		return nil, err
+	}
 	for i := range MaxRunning {
 		f, err := os.OpenFile(slotFile(dir, i), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
@@ -74,6 +78,20 @@ func takeSlot(dir string, v VM) (*slot, error) {
 	list, _ := Running(dir)
 	return nil, imprint.Errorf(imprint.Exhausted, "start", "helper VM", "%s", summary(list)).
 		WithHint("try again when one has ended")
+}
+
+// own fails with kind [imprint.Denied] if others could make what is in dir, and so say
+// what runs and keep all slots taken: who has no directory of his own has one in /tmp.
+func own(dir string) error {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return openError(dir, err)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !info.IsDir() || info.Mode().Perm()&0o022 != 0 || ok && int(st.Uid) != os.Geteuid() {
+		return imprint.Errorf(imprint.Denied, "use", dir, "it is not a directory that only you may write to").
+			WithHint("remove it, or set XDG_RUNTIME_DIR to a directory of your own")
+	}
+	return nil
 }
 
 // started notes the VM's process.
