@@ -27,7 +27,7 @@ type tier struct {
 
 var tiers = []tier{
 	{"go", []string{"-timeout", "8m", "./..."}},
-	{"vm", []string{"-timeout", "20m", "-tags", "vm", "./test/vm/...", "./internal/helpervm/"}},
+	{"vm", []string{"-timeout", "25m", "-tags", "vm", "./test/vm/...", "./internal/helpervm/"}},
 	{"interop", []string{"-timeout", "10m", "-tags", "interop", "./test/interop/..."}},
 }
 
