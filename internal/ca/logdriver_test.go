@@ -384,12 +384,21 @@ func TestCoveredBeforeItLanded(t *testing.T) {
 	if err := l.queue.Enqueue(t.Context(), *entry); err != nil {
 		t.Fatal(err)
 	}
+	verifier, err := logVerifier(l.key)
+	if err != nil {
+		t.Fatal(err)
+	}
 	_, land := l.arrival(entry)
 	for covered := false; !covered; {
 		l.mu.Lock()
 		var changed <-chan struct{}
-		covered, changed = l.signed >= 1, l.changed
+		changed = l.changed
 		l.mu.Unlock()
+		signed, err := readCheckpoint(l.fs(), verifier)
+		if err != nil {
+			t.Fatal(err)
+		}
+		covered = signed.Size >= 1
 		if !covered {
 			<-changed
 		}

@@ -23,6 +23,7 @@ const (
 type arrival struct {
 	entry imprint.LogEntry
 	done  chan struct{} // closed when the tree has it, or when that failed
+	floor uint64        // its index will be no less
 	index uint64        // valid when done, without err
 	err   error         // valid when done
 	left  time.Time     // when it left the queue; 0 before
@@ -53,7 +54,8 @@ func (l *Log) arrival(e *imprint.LogEntry) (a *arrival, land func()) {
 		}
 		return a, nil
 	}
-	a = &arrival{entry: *e, done: make(chan struct{})}
+	floor, _ := l.driver.IntegratedSize(l.ctx) // never fails
+	a = &arrival{entry: *e, done: make(chan struct{}), floor: floor}
 	l.arrivals[hash] = a
 	future := l.append(l.ctx, tessera.NewEntry(e.Data))
 	return a, func() {
@@ -155,6 +157,7 @@ func (l *Log) covered(size uint64) {
 	now := time.Now()
 	var entries []imprint.LogEntry
 	var leaving []*arrival
+	signed := size // of entries that left the queue; all before, and none that is still landing
 	l.mu.Lock()
 	for hash, a := range l.arrivals {
 		switch {
@@ -167,6 +170,8 @@ func (l *Log) covered(size uint64) {
 			if a.entry.Log == l.name {
 				entries = append(entries, a.entry)
 			}
+		case !a.landed():
+			signed = min(signed, a.floor)
 		}
 	}
 	l.mu.Unlock()
@@ -182,7 +187,7 @@ func (l *Log) covered(size uint64) {
 		for _, a := range leaving {
 			a.left, a.entry.Data = now, nil
 		}
-		l.signed = size
+		l.signed = max(l.signed, signed)
 	})
 	if err != nil {
 		poke(l.driver.dirty)

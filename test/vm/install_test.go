@@ -469,7 +469,10 @@ func TestInstallScripts(t *testing.T) {
 	disk := i.path("disk.raw")
 	args := append(quick(smallImage(t, i.work)), "--os-path", definitions)
 	out, err := i.install(disk, append(args, "--log")...)
-	i.expectFailed(out, err, disk, "no red, and no [redacted]")
+	i.expectFailed(out, err, disk, "run create for web-1: on the helper VM: it ended with status 3")
+	if said := "no red, and no [redacted]"; !strings.Contains(out, said) || strings.Contains(i.describe("web-1").Instance.Installation.Detail, said) {
+		t.Errorf("what the script says is for the terminal, and for nobody else:\n%s", out)
+	}
 	if strings.Contains(out, pin) {
 		t.Error("the value is shown")
 	}
