@@ -2,7 +2,7 @@
 # make demo-cloud-init  unmodified cloud-init over the network interface, as root
 # make test    go vet and all tests, with one table at the end
 # make bench   the benchmarks, each beside its peer
-# make build   bin/imprint and bin/imprint-agent
+# make build   bin/imprint, bin/imprint-agent and bin/imprint-helper
 # make lint    gofmt, go vet and, where it is installed, golangci-lint
 # make docs    generate the references in docs/ from the code
 # make recording  draw the README's picture from a real birth
@@ -17,6 +17,7 @@ build: export CGO_ENABLED = 0
 build:
 	$(GO) build -trimpath -o bin/imprint ./cmd/imprint
 	$(GO) build -trimpath -ldflags='-s -w' -o bin/imprint-agent ./cmd/imprint-agent
+	$(GO) build -trimpath -ldflags='-s -w' -o bin/imprint-helper ./cmd/imprint-helper
 
 demo: build
 	@test/setup demo

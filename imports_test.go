@@ -80,7 +80,8 @@ var imports = []struct {
 	{"internal/cli", "*", "*"},
 	{"packaging/agent", "", ""},
 	{"cmd/imprint", "internal/cli internal/confine", ""},
-	{"cmd/imprint-agent", "internal/confine internal/guest internal/inside", ""},
+	{"cmd/imprint-agent", "internal/guest", ""},
+	{"cmd/imprint-helper", "internal/confine internal/inside", ""},
 }
 
 func TestImportTable(t *testing.T) {

@@ -22,20 +22,20 @@ import (
 
 // diskOptions are what work on a disk in a helper VM has in common.
 type diskOptions struct {
-	disk, kernel, agent string
-	verbose             bool
-	limit               time.Duration
+	disk, kernel, program string
+	verbose               bool
+	limit                 time.Duration
 }
 
 func (o *diskOptions) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&o.disk, "disk", "", "the disk: a raw image or a block device that nobody uses")
 	f.StringVar(&o.kernel, "helper-kernel", "", "kernel `file` of the helper VM, with its modules in ../lib/modules (default this machine's)")
-	f.StringVar(&o.agent, "agent", "", "imprint-agent for the helper VM (default the one beside imprint, or in PATH)")
+	f.StringVar(&o.program, "helper-program", "", "imprint-helper for the helper VM (default the one beside imprint, or in PATH)")
 	f.DurationVar(&o.limit, "time-limit", time.Hour, "end the helper VM after this time")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "show what the programs print that do the work")
 	c.MarkFlagRequired("disk")
-	for _, name := range []string{"disk", "helper-kernel", "agent"} {
+	for _, name := range []string{"disk", "helper-kernel", "helper-program"} {
 		c.MarkFlagFilename(name)
 	}
 }
@@ -49,7 +49,7 @@ func (p *program) inHelper(ctx context.Context, o *diskOptions, memoryMiB int, t
 	if err := d.Close(); err != nil {
 		return nil, err
 	}
-	c := helpervm.Config{Agent: o.agent, MemoryMiB: memoryMiB, CPUs: 2, TimeLimit: o.limit, Disks: []helpervm.Disk{{Path: o.disk}}}
+	c := helpervm.Config{Init: o.program, MemoryMiB: memoryMiB, CPUs: 2, TimeLimit: o.limit, Disks: []helpervm.Disk{{Path: o.disk}}}
 	if o.kernel != "" {
 		c.Kernel = helpervm.KernelAt(o.kernel)
 	}

@@ -36,6 +36,7 @@ type installOptions struct {
 	keepSize      bool
 	keepIdentity  bool
 	agent         string
+	program       string
 	noAgent       bool
 	verify        bool
 	again, dryRun bool
@@ -86,6 +87,7 @@ that nothing boots from it. An installation that is finished is not repeated, un
 	f.BoolVar(&o.keepSize, "keep-size", false, "let the root filesystem have the size that it has in the image")
 	f.BoolVar(&o.keepIdentity, "keep-identity", false, "keep the image's filesystem identifiers, machine-id and host keys")
 	f.StringVar(&o.agent, "agent", "", "the imprint-agent to put into a system that has none (default the one beside this program)")
+	f.StringVar(&o.program, "helper-program", "", "imprint-helper for the helper VM (default the one beside imprint, or in PATH)")
 	f.BoolVar(&o.noAgent, "no-agent", false, "put no agent into it")
 	f.BoolVar(&o.verify, "verify", false, "read the image back from the disk and compare")
 	f.BoolVar(&o.again, "again", false, "do a finished installation again, or take the disk of another instance")
@@ -99,7 +101,7 @@ that nothing boots from it. An installation that is finished is not repeated, un
 	o.os.flags(c)
 	c.MarkFlagsMutuallyExclusive("agent", "no-agent")
 	c.MarkFlagRequired("disk")
-	for _, name := range []string{"disk", "image", "package", "agent", "helper-kernel"} {
+	for _, name := range []string{"disk", "image", "package", "agent", "helper-kernel", "helper-program"} {
 		c.MarkFlagFilename(name)
 	}
 	c.MarkFlagDirname("journal")
@@ -187,7 +189,7 @@ func (p *program) prepareInstall(ctx context.Context, client *api.Client, d *api
 		}
 		w.injected = append(w.injected, one)
 	}
-	changes := &installChanges{warn: func(text string) { fmt.Fprintf(p.err, "note: %s\n", text) }, vm: helpervm.Config{MemoryMiB: o.memory, CPUs: o.cpus, TimeLimit: o.helperLimit, Instance: i.Ref}}
+	changes := &installChanges{warn: func(text string) { fmt.Fprintf(p.err, "note: %s\n", text) }, vm: helpervm.Config{Init: o.program, MemoryMiB: o.memory, CPUs: o.cpus, TimeLimit: o.helperLimit, Instance: i.Ref}}
 	if o.showLog {
 		changes.log = func(l job.Log) { fmt.Fprintf(p.err, "%s: %s\n", l.Task, l.Line) }
 	}
@@ -197,13 +199,12 @@ func (p *program) prepareInstall(ctx context.Context, client *api.Client, d *api
 	changes.repair = &job.Repair{Grow: !o.keepSize, NewIdentity: !o.keepIdentity, Drivers: o.drivers, EFIFallback: true}
 	if !o.noAgent {
 		if w.agent = o.agent; w.agent == "" {
-			if w.agent, err = helpervm.FindAgent(); err != nil {
+			if w.agent, err = helpervm.FindProgram("imprint-agent"); err != nil {
 				return nil, err
 			}
 		}
 	}
 	changes.repair.AgentFollows = w.agent != ""
-	changes.vm.Agent = o.agent
 	// Only who gives the command may name any file of this machine.
 	listed := image.NewStore(image.Config{Cache: o.cache, Dirs: o.imageDirs})
 	named := image.NewStore(image.Config{Cache: o.cache})

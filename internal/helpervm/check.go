@@ -27,10 +27,10 @@ func Check(ctx context.Context) []Condition {
 	} else {
 		list = append(list, Condition{Name: "helper VM's kernel", Detail: err.Error(), Missing: true, Remedy: "apt-get install linux-image-cloud-amd64"})
 	}
-	if path, err := FindAgent(); err == nil {
-		list = append(list, Condition{Name: AgentProgram, Detail: path})
+	if path, err := FindProgram(Program); err == nil {
+		list = append(list, Condition{Name: Program, Detail: path})
 	} else {
-		list = append(list, Condition{Name: AgentProgram, Detail: err.Error(), Missing: true, Remedy: "put it beside imprint: make build"})
+		list = append(list, Condition{Name: Program, Detail: err.Error(), Missing: true, Remedy: "put it beside imprint: make build"})
 	}
 	if program, err := exec.LookPath(qemu.Program); err == nil {
 		detail := "microvm"

@@ -2,7 +2,7 @@
 // untrusted happens: the host never mounts a guest's filesystem, never parses it,
 // and never runs what is in it.
 //
-// [Run] boots a kernel with imprint-agent as PID 1 in QEMU, which itself is caged as
+// [Run] boots a kernel with imprint-helper as PID 1 in QEMU, which itself is caged as
 // far as the caller's rights allow, sends the [job.Job] over virtio-serial and
 // returns the [job.Result]. A VM that powers off, hangs, panics or is killed has
 // failed, whatever it did before.
@@ -21,7 +21,7 @@ import (
 // meaning, but a job without a disk has little to do.
 type Config struct {
 	Kernel Kernel // the zero value is what [FindKernel] finds
-	Agent  string // path of a static imprint-agent; "" is the one beside this program, or in PATH
+	Init   string // path of a static imprint-helper; "" is the one beside this program, or in PATH
 	QEMU   string // path of the QEMU binary; "" is qemu-system-x86_64 in PATH
 	Cache  string // directory that keeps what takes long to find out or to make; "" is the user's cache directory
 	RunDir string // where the host's helper VMs are accounted; "" is [RunDir]

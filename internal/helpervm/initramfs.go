@@ -16,8 +16,8 @@ import (
 	"imprint/internal/job"
 )
 
-// AgentProgram is the name of the program that becomes PID 1.
-const AgentProgram = "imprint-agent"
+// Program is the name of the program that becomes PID 1.
+const Program = "imprint-helper"
 
 // driverModules are what disks and ports need, on any of the machine types.
 func driverModules() []string {
@@ -27,16 +27,16 @@ func driverModules() []string {
 // alwaysLoadable is the filesystem that nearly every job meets.
 const alwaysLoadable = "ext4"
 
-// initramfs returns what the VM boots from: the agent, the modules and what the
+// initramfs returns what the VM boots from: its PID 1, the modules and what the
 // job's tasks need. It is not compressed: under emulation that costs more than it saves.
 func initramfs(c *Config, needs job.Needs) ([]byte, error) {
 	var image bytes.Buffer
 	a := cpio.NewWriter(&image)
-	agent, err := findAgent(c.Agent)
+	program, err := readInit(c.Init)
 	if err != nil {
 		return nil, err
 	}
-	a.File("init", 0o755, agent)
+	a.File("init", 0o755, program)
 	a.File(job.Marker, 0o444, nil)
 	a.Link("sbin/modprobe", "/init")
 	for _, dir := range []string{"dev", "proc", "sys", "run", "mnt", "etc", "root"} {
@@ -63,28 +63,28 @@ func initramfs(c *Config, needs job.Needs) ([]byte, error) {
 	return image.Bytes(), a.Close()
 }
 
-// FindAgent returns the path of the imprint-agent that is beside this program, or in
-// PATH. It fails with kind [imprint.NotFound].
-func FindAgent() (string, error) {
+// FindProgram returns the path of one of imprint's programs that is beside this one, or
+// in PATH. It fails with kind [imprint.NotFound].
+func FindProgram(name string) (string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(filepath.Dir(self), AgentProgram)
+	path := filepath.Join(filepath.Dir(self), name)
 	if _, err := os.Stat(path); err != nil {
-		if path, err = exec.LookPath(AgentProgram); err != nil {
-			return "", imprint.Errorf(imprint.NotFound, "find", AgentProgram, "it is neither beside %s nor in PATH", self).
+		if path, err = exec.LookPath(name); err != nil {
+			return "", imprint.Errorf(imprint.NotFound, "find", name, "it is neither beside %s nor in PATH", self).
 				WithHint("install it there, or build it: make build")
 		}
 	}
 	return path, nil
 }
 
-// findAgent returns the agent, which has to be static.
-func findAgent(path string) ([]byte, error) {
+// readInit returns the program that becomes PID 1, which has to be static.
+func readInit(path string) ([]byte, error) {
 	if path == "" {
 		var err error
-		if path, err = FindAgent(); err != nil {
+		if path, err = FindProgram(Program); err != nil {
 			return nil, err
 		}
 	}

@@ -62,7 +62,7 @@ func (s *session) run() (*job.Result, error) {
 	booted := ready - min(max(m.Hello.Age, 0), ready)
 	if m.Hello.Version != job.Version {
 		return nil, imprint.Errorf(imprint.Invalid, "greet", "its agent", "it speaks version %d, this program %d", m.Hello.Version, job.Version).
-			WithHint("install imprint and imprint-agent of one release")
+			WithHint("install imprint and imprint-helper of one release")
 	}
 	if err := job.SendJob(s.conn, s.job); err != nil {
 		return nil, err

@@ -54,8 +54,8 @@ func buildAndRun(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	agent, hostile = filepath.Join(dir, "imprint-agent"), filepath.Join(dir, "hostile")
-	for program, pkg := range map[string]string{agent: "imprint/cmd/imprint-agent", hostile: "imprint/test/vm/hostile"} {
+	agent, hostile = filepath.Join(dir, "imprint-helper"), filepath.Join(dir, "hostile")
+	for program, pkg := range map[string]string{agent: "imprint/cmd/imprint-helper", hostile: "imprint/test/vm/hostile"} {
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		cmd.Stderr = os.Stderr
@@ -82,7 +82,7 @@ func config(t *testing.T) helpervm.Config {
 	})
 	return helpervm.Config{
 		Kernel: helpervm.Kernel{Image: k.Image, Modules: filepath.Join(k.Root, "lib/modules", k.ABI)},
-		Agent:  agent, Cache: cacheDir(t), RunDir: filepath.Join(t.TempDir(), "run"), TimeLimit: 5 * time.Minute, Instance: "web-1", Console: said,
+		Init:   agent, Cache: cacheDir(t), RunDir: filepath.Join(t.TempDir(), "run"), TimeLimit: 5 * time.Minute, Instance: "web-1", Console: said,
 	}
 }
 
@@ -101,7 +101,7 @@ func TestEmptyJob(t *testing.T) {
 // taken is the configuration of a VM whose agent somebody took over.
 func taken(t *testing.T) helpervm.Config {
 	c := config(t)
-	c.Agent = hostile
+	c.Init = hostile
 	return c
 }
 
@@ -391,7 +391,7 @@ func orphan(config string) {
 	if err == nil {
 		err = json.Unmarshal(b, &s)
 	}
-	c := helpervm.Config{Kernel: s.Kernel, Agent: s.Agent, Cache: s.Cache, RunDir: s.RunDir, Disks: []helpervm.Disk{{Path: s.Disk}}}
+	c := helpervm.Config{Kernel: s.Kernel, Init: s.Agent, Cache: s.Cache, RunDir: s.RunDir, Disks: []helpervm.Disk{{Path: s.Disk}}}
 	if err == nil {
 		c.Log = func(job.Log) { fmt.Println("ready") }
 		_, err = helpervm.Run(context.Background(), c, job.Job{Tasks: []job.Task{{Name: "fine: ready", Zero: &job.Zero{}}, {Name: "hang", Zero: &job.Zero{}}}})
@@ -479,7 +479,7 @@ func TestHostProgramIsKilled(t *testing.T) {
 	c := taken(t)
 	c.Console, c.Disks = nil, []helpervm.Disk{{Path: newDisk(t, 1<<20)}}
 	dir, temp := t.TempDir(), t.TempDir()
-	b, err := json.Marshal(started{c.Kernel, c.Agent, c.Cache, c.RunDir, c.Disks[0].Path})
+	b, err := json.Marshal(started{c.Kernel, c.Init, c.Cache, c.RunDir, c.Disks[0].Path})
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, "config.json"), b, 0o600)
 	}
@@ -520,7 +520,7 @@ func TestHostProgramIsKilled(t *testing.T) {
 	if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
 		t.Errorf("files are left: %v, %v", left, err)
 	}
-	c.Agent = agent
+	c.Init = agent
 	if _, err := helpervm.Run(t.Context(), c, job.Job{}); err != nil {
 		t.Errorf("the next one does not start: %v", err)
 	}

@@ -33,7 +33,7 @@ func Main(perform func(context.Context, *Env, *job.Task, *job.Outcome) error) {
 	err := serve(context.Background(), time.Now(), perform)
 	// The host does not take this for an answer; it quotes it if there is none.
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "imprint-agent: %v\n", err)
+		fmt.Fprintf(os.Stderr, "imprint-helper: %v\n", err)
 	}
 	unix.Sync()
 	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)

@@ -29,15 +29,15 @@ func TestHelperVM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	agent := filepath.Join(t.TempDir(), "imprint-agent")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", agent, "imprint/cmd/imprint-agent")
+	agent := filepath.Join(t.TempDir(), "imprint-helper")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", agent, "imprint/cmd/imprint-helper")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	c := helpervm.Config{
 		Kernel: helpervm.Kernel{Image: k.Image, Modules: filepath.Join(k.Root, "lib/modules", k.ABI)},
-		Agent:  agent, Cache: t.TempDir(), RunDir: t.TempDir(),
+		Init:   agent, Cache: t.TempDir(), RunDir: t.TempDir(),
 	}
 	if _, err := helpervm.Run(t.Context(), c, job.Job{}); err != nil { // which unpacks the kernel
 		t.Fatal(err)

@@ -70,8 +70,8 @@ func TestPersonalize(t *testing.T) {
 		t.Fatal(err)
 	}
 	modules := filepath.Join(k.Root, "lib/modules", k.ABI)
-	agent := filepath.Join(dir, "imprint-agent")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", agent, "imprint/cmd/imprint-agent")
+	agent := filepath.Join(dir, "imprint-helper")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", agent, "imprint/cmd/imprint-helper")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -102,7 +102,7 @@ func TestPersonalize(t *testing.T) {
 	}{
 		{"imprint", func(image string) error {
 			r, err := helpervm.Run(t.Context(), helpervm.Config{
-				Kernel: helpervm.Kernel{Image: k.Image, Modules: modules}, Agent: agent, Cache: filepath.Join(dir, "cache"), RunDir: filepath.Join(dir, "run"), TimeLimit: 2 * time.Minute,
+				Kernel: helpervm.Kernel{Image: k.Image, Modules: modules}, Init: agent, Cache: filepath.Join(dir, "cache"), RunDir: filepath.Join(dir, "run"), TimeLimit: 2 * time.Minute,
 				Disks: []helpervm.Disk{{Path: image}, {Path: archive, ReadOnly: true}},
 			}, job.Job{Tasks: []job.Task{{Unpack: &job.Unpack{Disk: 0, Package: 1, Size: info.Size()}}}})
 			if err == nil {

@@ -402,7 +402,7 @@ func TestGaneti21HelperThatPowersOffHasFailed(t *testing.T) {
 	i := newInstalling(t)
 	i.create("name: web-1\ndnsNames: [web-1.lab.internal]\n")
 	disk, args := i.path("disk.raw"), quick(smallImage(t, i.work))
-	out, err := i.install(disk, append(args, "--agent", program("poweroff"))...)
+	out, err := i.install(disk, append(args, "--helper-program", program("poweroff"))...)
 	i.expectFailed(out, err, disk, "without a result")
 	if left, err := os.ReadDir(i.path("tmp")); err != nil || len(left) != 0 {
 		t.Errorf("temporary files are left: %v, %v", left, err)

@@ -45,6 +45,7 @@ func buildAndRun(m *testing.M) (code int, err error) {
 	for _, p := range []struct{ name, pkg, flags string }{
 		{"imprint", "imprint/cmd/imprint", ""},
 		{"imprint-agent", "imprint/cmd/imprint-agent", "-s -w"},
+		{"imprint-helper", "imprint/cmd/imprint-helper", "-s -w"},
 		{"attacker", "imprint/test/vm/attacker", "-s -w"},
 		{"poweroff", "imprint/test/vm/poweroff", "-s -w"},
 	} {

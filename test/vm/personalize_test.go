@@ -31,7 +31,7 @@ func helperVM(t *testing.T, disks ...helpervm.Disk) helpervm.Config {
 		t.Fatal(err)
 	}
 	return helpervm.Config{
-		Kernel: helpervm.Kernel{Image: k.Image, Modules: filepath.Join(k.Root, "lib/modules", k.ABI)}, Agent: program("imprint-agent"),
+		Kernel: helpervm.Kernel{Image: k.Image, Modules: filepath.Join(k.Root, "lib/modules", k.ABI)}, Init: program("imprint-helper"),
 		Cache: t.TempDir(), RunDir: filepath.Join(t.TempDir(), "run"), TimeLimit: 2 * time.Minute, Disks: disks,
 	}
 }
