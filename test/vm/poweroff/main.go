@@ -1,4 +1,4 @@
-// Poweroff is a PID 1 that does nothing but end its machine, as if all were done.
+// Command poweroff is a PID 1 that does nothing but end its machine, as if all were done.
 package main
 
 import "golang.org/x/sys/unix"
