@@ -177,7 +177,8 @@ func (l *Log) covered(size uint64) {
 	l.mu.Unlock()
 	var err error
 	if len(entries) > 0 {
-		err = l.Queue.Dequeue(l.ctx, l.name, entries, size)
+		// Only what has no entry left in the queue is noted: after a crash the rest is looked for there.
+		err = l.Queue.Dequeue(l.ctx, l.name, entries, max(l.signed, signed))
 	}
 	l.note(func(f *failures) {
 		f.checkpoint, f.dequeue = nil, err

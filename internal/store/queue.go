@@ -49,7 +49,10 @@ func (s *Store) Dequeue(ctx context.Context, log string, entries []imprint.LogEn
 	const atOnce = maxGroupedOps - 1 // so that other changes can go in the same group
 	for {
 		n := min(len(entries), atOnce)
-		t := txn{then: []op{{verb: put, key: s.keys.logSize(log), value: strconv.AppendUint(nil, size, 10)}}}
+		var t txn
+		if n == len(entries) { // not before all have left
+			t.then = append(t.then, op{verb: put, key: s.keys.logSize(log), value: strconv.AppendUint(nil, size, 10)})
+		}
 		for i := range entries[:n] {
 			t.then = append(t.then, op{verb: remove, key: s.keys.logEntry(&entries[i])})
 		}
